@@ -1,0 +1,48 @@
+"""Job ids: one UUIDv7 in 26 base32 characters, shown under three prefixes."""
+
+import secrets
+import time
+
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u
+VALUES = {letter: value for value, letter in enumerate(ALPHABET)}
+LENGTH = 26
+
+JOB = "job_"
+COMPLETION = "chatcmpl-"
+LINE = "batch_req_"
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562: 48 bits of Unix milliseconds, then random) that sorts by its time."""
+    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    number = number & ~(0xF << 76) | 0x7 << 76  # version 7
+    number = number & ~(0x3 << 62) | 0x2 << 62  # variant of RFC 9562
+    return _base32(number, LENGTH)
+
+
+def prefixed(prefix: str) -> str:
+    """A new id for something that is not a job: `prefixed("key_")`."""
+    return prefix + new_id()
+
+
+def random_letters(count: int) -> str:
+    """`count` base32 letters, five random bits each."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(count))
+
+
+def bare(shown: str) -> str | None:
+    """The job behind `job_X`, `chatcmpl-X`, `batch_req_X` or `X`; None when it is no such id."""
+    for prefix in (JOB, COMPLETION, LINE):
+        if shown.startswith(prefix):
+            shown = shown[len(prefix) :]
+            break
+    valid = len(shown) == LENGTH and all(letter in VALUES for letter in shown)
+    return shown if valid else None
+
+
+def _base32(number: int, length: int) -> str:
+    letters = []
+    for _ in range(length):
+        number, digit = divmod(number, 32)
+        letters.append(ALPHABET[digit])
+    return "".join(reversed(letters))

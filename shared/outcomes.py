@@ -1,0 +1,65 @@
+"""How an attempt ended: a value that `jobs.settle` writes down."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from shared.errors import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the model had said by the end of the attempt.
+
+    `log` holds the deltas as JSON lines, the first of them numbered `first_seq`.
+    """
+
+    response: bytes = b""
+    """The `chat.completion` as JSON, whole or partial."""
+    log: bytes = b""
+    first_seq: int = 1
+    deltas: int = 0
+    characters: int = 0
+    usage: dict[str, Any] | None = None
+    first_delta_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The upstream finished and said so."""
+
+    said: Said
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It failed for good; what was said until then is kept."""
+
+    fault: Fault
+    said: Said = field(default_factory=Said)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody asked for it to stop."""
+
+    said: Said = field(default_factory=Said)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """It failed, and another attempt may help after a pause."""
+
+    fault: Fault
+    after: timedelta
+    said: Said = field(default_factory=Said)
+
+
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """The worker is going away; the attempt does not count."""
+
+    said: Said = field(default_factory=Said)
+
+
+Outcome = Completed | Failed | Cancelled | Retry | HandedBack

@@ -1,0 +1,49 @@
+"""What every process reads from the environment: where the rows, the queue and the models are."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PACKAGED_CATALOG = Path(__file__).with_name("models.toml")
+
+
+class StoreSettings(BaseSettings):
+    """Settings that api, workers and CLI share. All are environment variables, `SLUICE_…`."""
+
+    model_config = SettingsConfigDict(env_prefix="SLUICE_", frozen=True, extra="ignore")
+
+    home: Path = Path(".sluice")
+    """Where the embedded default keeps its state."""
+    database_url: SecretStr | None = None
+    """SQLAlchemy URL; SQLite in `home` unless set. `postgres://` is understood."""
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    """Redis or Valkey: broker, delta log and bell. `rediss://` for TLS, `sentinel://` for Sentinel."""
+    catalog: Path = PACKAGED_CATALOG
+    """The models on offer, a TOML file."""
+    log_format: Literal["console", "json"] = "json"
+    log_level: str = "INFO"
+
+    @field_validator("catalog")
+    @classmethod
+    def _catalog_exists(cls, path: Path) -> Path:
+        if not path.is_file():
+            raise ValueError(f"no such file: {path}")
+        return path
+
+    @property
+    def database(self) -> str:
+        """The database's URL with the driver we use."""
+        if self.database_url is None:
+            return f"sqlite:///{(self.home / 'sluice.db').absolute()}"
+        url = self.database_url.get_secret_value()
+        for short in ("postgres://", "postgresql://"):
+            if url.startswith(short):
+                return "postgresql+psycopg://" + url.removeprefix(short)
+        return url
+
+    @property
+    def redis(self) -> str:
+        """The Redis URL in the clear."""
+        return self.redis_url.get_secret_value()

@@ -1,0 +1,41 @@
+"""What an attempt asks of an upstream: our request out, its stream in, its failures as ours."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One chunk of what a model says."""
+
+    choices: list[dict[str, Any]]
+    """OpenAI's `choices` of a chunk: `index`, `delta`, `finish_reason`, perhaps `logprobs`."""
+    raw: bytes
+    """The chunk as one line of JSON, without `id`, `object`, `created`, `model` and `usage`."""
+    usage: dict[str, Any] | None = None
+    """OpenAI's usage object, when the upstream gave it with this chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long each step of a call may take."""
+
+    connect: timedelta
+    first_byte: timedelta
+    silence: timedelta
+    """Between two reads, once something was read."""
+
+
+class Upstream(Protocol):
+    """A server that runs models. Never retries, logs, counts or touches a row."""
+
+    def stream(self, request: dict[str, Any], *, model: str) -> AsyncIterator[list[Delta]]:
+        """What the model says, as lists of deltas that arrived together, to the end.
+
+        `request` is OpenAI's request body; `model` the name this upstream knows. Closing the
+        iterator closes the connection. Raises `UpstreamError`; a stream that ends without a
+        `finish_reason` for each choice is `UpstreamDisconnected`.
+        """
+        ...
