@@ -30,12 +30,12 @@ class database_now(FunctionElement[int]):  # noqa: N801  (reads as the SQL funct
 
 
 @compiles(database_now, "postgresql")
-def _postgresql(*_: Any) -> str:
+def _postgresql(*_: Any, **__: Any) -> str:
     return "(extract(epoch from clock_timestamp()) * 1000)::bigint"
 
 
 @compiles(database_now, "sqlite")
-def _sqlite(*_: Any) -> str:
+def _sqlite(*_: Any, **__: Any) -> str:
     return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
 
 

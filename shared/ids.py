@@ -1,6 +1,7 @@
 """Job ids: one UUIDv7 in 26 base32 characters, shown under three prefixes."""
 
 import secrets
+import threading
 import time
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u
@@ -11,12 +12,24 @@ JOB = "job_"
 COMPLETION = "chatcmpl-"
 LINE = "batch_req_"
 
+_in_turn = threading.Lock()
+_newest = 0
+
 
 def new_id() -> str:
-    """A UUIDv7 (RFC 9562: 48 bits of Unix milliseconds, then random) that sorts by its time."""
+    """A UUIDv7 (RFC 9562: 48 bits of Unix milliseconds, then random).
+
+    It sorts by its time and, within this process, after every id made before it: what was
+    submitted in an array is listed, and queued, in its order.
+    """
+    global _newest
     number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     number = number & ~(0xF << 76) | 0x7 << 76  # version 7
     number = number & ~(0x3 << 62) | 0x2 << 62  # variant of RFC 9562
+    with _in_turn:
+        if number <= _newest:
+            number = _newest + 1 + secrets.randbits(32)
+        _newest = number
     return _base32(number, LENGTH)
 
 

@@ -22,6 +22,10 @@ class Said:
     characters: int = 0
     usage: dict[str, Any] | None = None
     first_delta_at: int | None = None
+    provider: str | None = None
+    """The upstream that was called."""
+    served_model: str | None = None
+    """The model as that upstream calls it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,22 @@
 """What every process reads from the environment: where the rows, the queue and the models are."""
 
+import re
+from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import SecretStr, field_validator
+from pydantic import BeforeValidator, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+
+def _seconds(value: object) -> object:
+    """A bare number in the environment is seconds."""
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+
+
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+Duration = Annotated[timedelta, BeforeValidator(_seconds)]
+"""A span: seconds (`25`), `HH:MM:SS` or ISO 8601 (`PT25S`)."""
 PACKAGED_CATALOG = Path(__file__).with_name("models.toml")
 
 
@@ -19,7 +30,7 @@ class StoreSettings(BaseSettings):
     database_url: SecretStr | None = None
     """SQLAlchemy URL; SQLite in `home` unless set. `postgres://` is understood."""
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
-    """Redis or Valkey: broker, delta log and bell. `rediss://` for TLS, `sentinel://` for Sentinel."""
+    """Redis or Valkey: broker, delta log and bell. `rediss://` for TLS; `sentinel://` works too."""
     catalog: Path = PACKAGED_CATALOG
     """The models on offer, a TOML file."""
     log_format: Literal["console", "json"] = "json"

@@ -1,0 +1,236 @@
+"""Every row, and what the database promises about it.
+
+Moments (`…_at`, `…_until`) are Unix milliseconds; see `shared.clock` for whose.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Index,
+    LargeBinary,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlmodel import Field, SQLModel
+
+from shared import clock, ids
+from shared.lifecycle import TERMINAL, JobStatus, Lane
+
+_QUEUED = f"status = '{JobStatus.QUEUED}'"
+_RUNNING = f"status = '{JobStatus.IN_PROGRESS}'"
+_TERMINAL = "status IN ({})".format(", ".join(f"'{status}'" for status in sorted(TERMINAL)))
+
+
+def _where(name: str, *columns: str, condition: str) -> Index:
+    """A partial index: it holds only the rows its one query is about."""
+    clause = text(condition)
+    return Index(name, *columns, sqlite_where=clause, postgresql_where=clause)
+
+
+class Account(SQLModel, table=True):
+    """Who pays, and whose jobs are whose."""
+
+    __tablename__ = "accounts"
+    __table_args__ = (CheckConstraint("credits >= 0", name="credits_never_negative"),)
+
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    credits: int = Field(default=0, sa_type=BigInteger)
+    """What can still be spent, in nano-credits (10^-9 credit)."""
+    created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+
+
+class ApiKey(SQLModel, table=True):
+    """A way to authenticate. The secret itself is not here."""
+
+    __tablename__ = "api_keys"
+
+    id: str = Field(primary_key=True)
+    public_id: str = Field(unique=True)
+    """The part of the key by which it is found; safe to log."""
+    secret_hash: bytes = Field(sa_type=LargeBinary)
+    """SHA-256 of the secret part, which has 160 random bits."""
+    account_id: str = Field(foreign_key="accounts.id", index=True)
+    name: str | None = None
+    scopes: list[str] = Field(default_factory=lambda: ["completions"], sa_type=JSON)
+    created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+    expires_at: int | None = Field(default=None, sa_type=BigInteger)
+    revoked_at: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class LedgerEntry(SQLModel, table=True):
+    """One movement of credits. Only ever added."""
+
+    __tablename__ = "ledger_entries"
+    __table_args__ = (UniqueConstraint("job_id", "kind", name="once_per_job_and_kind"),)
+
+    id: str = Field(default_factory=ids.new_id, primary_key=True)
+    account_id: str = Field(foreign_key="accounts.id", index=True)
+    job_id: str | None = None
+    kind: str
+    """`grant`, `hold`, `charge` or `release`."""
+    credits: int = Field(sa_type=BigInteger)
+    """Nano-credits; what leaves the account is negative."""
+    note: str = ""
+    created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+
+
+class Worker(SQLModel, table=True):
+    """One registration of a worker process, and its lease. Presumed dead once, dead for good."""
+
+    __tablename__ = "workers"
+    __table_args__ = (_where("ix_workers_alive", "id", condition="alive"),)
+
+    id: str = Field(primary_key=True)
+    host: str
+    pid: int
+    beats: int = Field(default=0, sa_type=BigInteger)
+    """Grows while the process lives; the reaper watches it on a clock of its own."""
+    alive: bool = True
+    slots: int = 0
+    """Jobs it may have in flight."""
+    models: list[str] = Field(default_factory=list, sa_type=JSON)
+    """What this process can serve: their upstreams' keys are at hand."""
+    started_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+    ended_at: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class Leader(SQLModel, table=True):
+    """Which process runs the control loops."""
+
+    __tablename__ = "leaders"
+
+    role: str = Field(primary_key=True)
+    holder: str
+    terms: int = Field(default=0, sa_type=BigInteger)
+    """Grows while the holder lives; the others watch it on clocks of their own."""
+
+
+class Job(SQLModel, table=True):
+    """One accepted request. Its status changes only in `jobs.move`."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(f"({_RUNNING}) <= (worker_id IS NOT NULL)", name="running_is_leased"),
+        CheckConstraint(f"({_TERMINAL}) = (completed_at IS NOT NULL)", name="ended_has_a_moment"),
+        Index("ix_jobs_account", "account_id", "id"),
+        Index("ix_jobs_account_status", "account_id", "status", "id"),
+        Index("ix_jobs_account_model", "account_id", "model", "id"),
+        Index("ix_jobs_batch", "batch_id", "id"),
+        _where("ix_jobs_queued", "lane", "hinted_at", "id", condition=_QUEUED),
+        _where("ix_jobs_running", "worker_id", condition=_RUNNING),
+        _where("ix_jobs_expiring", "expires_at", condition=f"{_QUEUED} AND expires_at IS NOT NULL"),
+        _where(
+            "ix_jobs_attended",
+            "attended_until",
+            condition="attended_until IS NOT NULL AND completed_at IS NULL",
+        ),
+        _where("ix_jobs_ended", "completed_at", condition="completed_at IS NOT NULL"),
+    )
+
+    id: str = Field(default_factory=ids.new_id, primary_key=True)
+    """26 letters, without a prefix; grows with time."""
+    account_id: str = Field(foreign_key="accounts.id")
+    key_id: str | None = None
+    request_id: str
+    """The `x-request-id` of the call that submitted it."""
+    batch_id: str | None = None
+    custom_id: str | None = None
+
+    model: str
+    """As the caller named it."""
+    served_model: str | None = None
+    provider: str | None = None
+    lane: str = Lane.INTERACTIVE.value
+    stream: bool = False
+    """The caller reads deltas as they come; otherwise they are logged once a second at most."""
+    include_usage: bool = False
+    background: bool = False
+    """Nobody's connection depends on it: it may start over after it has spoken."""
+    on_disconnect: str = "continue"
+    """`cancel`: it lives only as long as somebody reads it, see `attended_until`."""
+
+    status: str = JobStatus.QUEUED.value
+    status_reason: str | None = None
+    """Why it waits."""
+    attempt: int = 0
+    """The fencing token: it only grows, with every claim."""
+    forgiven: int = 0
+    """Attempts that do not count against `max_attempts`: the worker handed the job back."""
+    max_attempts: int = 3
+    worker_id: str | None = None
+    """Who holds the lease, or held it last when the job has ended."""
+
+    created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+    run_at: int | None = Field(default=None, sa_type=BigInteger)
+    """Not before; null is at once."""
+    hinted_at: int | None = Field(default=None, sa_type=BigInteger)
+    """When the last hint was sent; null asks the sweep for one."""
+    expires_at: int | None = Field(default=None, sa_type=BigInteger)
+    """Past this it may no longer start."""
+    attended_until: int | None = Field(default=None, sa_type=BigInteger)
+    """Cancelled after this unless a reader's process moves it on; null: goes on unattended."""
+    cancel_requested_at: int | None = Field(default=None, sa_type=BigInteger)
+    started_at: int | None = Field(default=None, sa_type=BigInteger)
+    first_delta_at: int | None = Field(default=None, sa_type=BigInteger)
+    completed_at: int | None = Field(default=None, sa_type=BigInteger)
+    """When it ended, however it ended."""
+
+    deltas: int = 0
+    characters: int = 0
+    last_seq: int = 0
+    usage: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    error: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    """A `shared.errors.Fault`."""
+    job_metadata: dict[str, str] | None = Field(
+        default=None, sa_type=JSON(none_as_null=True), sa_column_kwargs={"name": "metadata"}
+    )
+
+
+class JobContent(SQLModel, table=True):
+    """What was asked and what was said; apart, so that lists of jobs stay narrow."""
+
+    __tablename__ = "job_contents"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id", ondelete="CASCADE")
+    request: bytes = Field(sa_type=LargeBinary)
+    """The body for the upstream, JSON."""
+    response: bytes | None = Field(default=None, sa_type=LargeBinary)
+    """The `chat.completion`, JSON; partial when the job did not complete."""
+    log: bytes | None = Field(default=None, sa_type=LargeBinary)
+    """The last attempt's deltas: JSON lines, packed by `shared.streams`."""
+    log_first_seq: int = 1
+
+
+class JobMetadata(SQLModel, table=True):
+    """One pair of a job's metadata, so that lists can be filtered by it."""
+
+    __tablename__ = "job_metadata"
+    __table_args__ = (Index("ix_job_metadata_pair", "account_id", "key", "value", "job_id"),)
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id", ondelete="CASCADE")
+    key: str = Field(primary_key=True)
+    value: str = Field(sa_type=Text)
+    account_id: str
+
+
+class Attempt(SQLModel, table=True):
+    """One worker's try at a job."""
+
+    __tablename__ = "attempts"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id", ondelete="CASCADE")
+    number: int = Field(primary_key=True)
+    worker_id: str
+    provider: str | None = None
+    started_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+    first_delta_at: int | None = Field(default=None, sa_type=BigInteger)
+    ended_at: int | None = Field(default=None, sa_type=BigInteger)
+    outcome: str | None = None
+    """`completed`, `failed`, `cancelled`, `retry`, `handed_back`, `lost` or `late`."""
+    error: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    usage: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))

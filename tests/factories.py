@@ -1,0 +1,111 @@
+"""Rows for tests, made by the domain's own functions: accounts, workers, jobs in any status."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Barrier
+from typing import Any, TypeVar
+
+from sqlmodel import Session
+
+from shared import accounts, clock, db, jobs, leases
+from shared.errors import Fault
+from shared.jobs import Submission
+from shared.leases import Claim
+from shared.lifecycle import JobStatus
+from shared.outcomes import Cancelled, Completed, Failed, Outcome, Said
+from shared.tables import Job
+
+FAULT = Fault(502, "upstream_error", "upstream_error", "The model fell over.", retryable=True)
+SAID = Said(
+    response=b'{"choices":[]}', log=b'{"a":1}\n{"a":2}', first_seq=3, deltas=2, characters=9,
+    usage={"total_tokens": 5}, first_delta_at=1_700_000_000_000,
+)  # fmt: skip
+BODY = b'{"messages":[]}'
+R = TypeVar("R")
+HOUR = 3_600_000
+"""Milliseconds."""
+
+
+class Sessions:
+    """One database, and a transaction of it each time it is called; any thread may."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = db.connect(url)
+
+    @contextmanager
+    def __call__(self) -> Iterator[Session]:
+        """A transaction that commits at the end."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def at_once(self, *works: Callable[[Session], R]) -> list[R]:
+        """Each in a thread and a transaction of its own, let go together; their results."""
+        ready = Barrier(len(works))
+
+        def run(work: Callable[[Session], R]) -> R:
+            with self() as session:
+                if not self.is_sqlite:
+                    session.connection()
+                    ready.wait(10)
+                return work(session)
+
+        with ThreadPoolExecutor(len(works)) as threads:
+            return list(threads.map(run, works))
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether writers follow one another."""
+        return self.engine.dialect.name == "sqlite"
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self.engine.dispose()
+
+
+def submission(session: Session, /, *, account: str = "ours", **fields: Any) -> Submission:
+    """A request of the account of that name, ready to submit."""
+    account_id = accounts.ensure(session, account).id
+    return Submission(**{
+        "account_id": account_id, "request_id": "req_1", "model": "test", "body": BODY, **fields
+    })  # fmt: skip
+
+
+def submitted(session: Session, /, **fields: Any) -> Job:
+    """A queued job."""
+    return jobs.submit(session, submission(session, **fields))
+
+
+def worker(session: Session, /, *models: str) -> str:
+    """A live worker."""
+    return leases.register(session, pid=1, slots=1, models=models)
+
+
+def claimed(session: Session, /, *, by: str | None = None, **fields: Any) -> Claim:
+    """A job in the hands of a worker."""
+    job = submitted(session, **fields)
+    claim = leases.claim(session, job.id, by or worker(session))
+    assert claim is not None
+    return claim
+
+
+def job_in(session: Session, /, status: JobStatus, **fields: Any) -> Job:
+    """A job that came to this status by the ordinary way."""
+    match status:
+        case JobStatus.QUEUED:
+            return submitted(session, **fields)
+        case JobStatus.IN_PROGRESS:
+            return claimed(session, **fields).job
+        case JobStatus.EXPIRED:
+            job = submitted(session, **fields, expires_at=clock.now() - 1)
+            assert job in jobs.expire(session, 1_000)
+            return job
+    outcomes: dict[JobStatus, Outcome] = {
+        JobStatus.COMPLETED: Completed(SAID),
+        JobStatus.FAILED: Failed(FAULT, SAID),
+        JobStatus.CANCELLED: Cancelled(SAID),
+    }
+    ended = leases.settle(session, claimed(session, **fields).lease, outcomes[status])
+    assert ended is not None
+    return ended
