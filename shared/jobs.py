@@ -1,0 +1,308 @@
+"""Jobs: submit, find, cancel, delete. `move` is the only place where a status changes."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, func, or_, update
+from sqlmodel import Session, col, select
+
+from shared import clock, ids
+from shared.clock import database_now, due_at
+from shared.errors import Fault, IllegalTransition, InvalidRequest, NotFound
+from shared.lifecycle import TERMINAL, JobStatus, Lane, sources
+from shared.tables import Attempt, Job, JobContent, JobMetadata
+
+RANK_LIMIT = 10_000
+"""How far ahead of a job its place in the queue is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one worker to finish one attempt."""
+
+    job_id: str
+    attempt: int
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A validated request, ready to become a job."""
+
+    account_id: str
+    request_id: str
+    model: str
+    body: bytes
+    key_id: str | None = None
+    lane: Lane = Lane.INTERACTIVE
+    stream: bool = False
+    include_usage: bool = False
+    background: bool = False
+    attended_for: int | None = None
+    """Milliseconds it may live without a reader; None: for ever."""
+    run_at: int | None = None
+    expires_at: int | None = None
+    max_attempts: int = 3
+    metadata: dict[str, str] | None = None
+    hinted: bool = True
+    """A hint follows the commit; otherwise the sweep sends it."""
+    job_id: str = field(default_factory=ids.new_id)
+
+
+def submit(session: Session, new: Submission) -> Job:
+    """Accept a request: leave a queued job. Hint it once this has committed."""
+    return _insert(session, [new], database_now())[0]
+
+
+def submit_all(session: Session, many: Sequence[Submission]) -> list[Job]:
+    """Accept all of them, or, when one raises, none."""
+    if len(many) == 1:
+        return [submit(session, many[0])]
+    # With plain values the rows travel together: a thousand take two statements, not thousands.
+    return _insert(session, many, session.execute(select(database_now())).scalar_one())
+
+
+def _insert(
+    session: Session, many: Sequence[Submission], now: int | ColumnElement[int]
+) -> list[Job]:
+    rows = [_row(new, now) for new in many]
+    session.add_all(rows)
+    session.flush()
+    for new in many:
+        session.add(JobContent(job_id=new.job_id, request=new.body))
+        _keep_metadata(session, new.job_id, new.account_id, new.metadata)
+    session.flush()
+    return rows
+
+
+def _row(new: Submission, now: Any) -> Job:
+    return Job(
+        id=new.job_id,
+        account_id=new.account_id,
+        key_id=new.key_id,
+        request_id=new.request_id,
+        model=new.model,
+        lane=new.lane.value,
+        stream=new.stream,
+        include_usage=new.include_usage,
+        background=new.background,
+        on_disconnect="continue" if new.attended_for is None else "cancel",
+        status_reason="waiting_for_worker" if new.run_at is None else "scheduled",
+        max_attempts=new.max_attempts,
+        run_at=new.run_at,
+        hinted_at=now if new.hinted and new.run_at is None else None,
+        expires_at=new.expires_at,
+        attended_until=None if new.attended_for is None else now + new.attended_for,
+        job_metadata=new.metadata,
+    )
+
+
+def find(session: Session, account_id: str, shown_id: str) -> Job:
+    """The account's job behind any of its three ids. Raises `NotFound`."""
+    job_id = ids.bare(shown_id)
+    job = session.get(Job, job_id) if job_id else None
+    if job is None or job.account_id != account_id:
+        raise NotFound(f"There is no job {shown_id[:64]!r}.")
+    return job
+
+
+def content(session: Session, job_id: str) -> JobContent:
+    """What was asked and said. Raises `NotFound` when the job was deleted."""
+    kept = session.get(JobContent, job_id)
+    if kept is None:
+        raise NotFound(f"There is no job {job_id!r}.")
+    return kept
+
+
+def attempts(session: Session, job_id: str) -> list[Attempt]:
+    """Every try, oldest first."""
+    tries = select(Attempt).where(col(Attempt.job_id) == job_id).order_by(col(Attempt.number))
+    return list(session.exec(tries))
+
+
+def position(session: Session, job: Job) -> int | None:
+    """How many queued jobs of its lane are ahead; None when it does not wait in the queue."""
+    if job.status != JobStatus.QUEUED or job.run_at is not None:
+        return None
+    ahead = (
+        select(col(Job.id))
+        .where(
+            col(Job.status) == JobStatus.QUEUED.value,
+            col(Job.lane) == job.lane,
+            col(Job.id) < job.id,
+        )
+        .limit(RANK_LIMIT)
+    )
+    return session.exec(select(func.count()).select_from(ahead.subquery())).one()
+
+
+def move(
+    session: Session,
+    job_id: str,
+    to: JobStatus,
+    *guards: ColumnElement[bool],
+    held: Lease | None = None,
+    **columns: Any,
+) -> Job:
+    """Change a job's status, or raise `IllegalTransition` and change nothing.
+
+    One guarded UPDATE: when two race, the database picks the winner.
+    """
+    conditions = [
+        col(Job.id) == job_id,
+        col(Job.status).in_([status.value for status in sources(to)]),
+        *guards,
+    ]
+    if held is not None:
+        conditions += [col(Job.attempt) == held.attempt, col(Job.worker_id) == held.worker_id]
+    if to in TERMINAL:
+        columns.setdefault("completed_at", database_now())
+        columns["status_reason"] = None
+    moved: Job | None = session.execute(
+        update(Job)
+        .where(*conditions)
+        .values(status=to.value, **columns)
+        .returning(Job)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    ).scalar_one_or_none()
+    if moved is None:
+        raise IllegalTransition(f"Job {job_id!r} can no longer become {to.value!r}.")
+    return moved
+
+
+def requeued(reason: str, *, after_ms: int = 0) -> dict[str, Any]:
+    """The columns of a job that goes back to the queue."""
+    return {
+        "worker_id": None,
+        "hinted_at": None,
+        "status_reason": reason,
+        "run_at": due_at(after_ms) if after_ms else None,
+    }
+
+
+def cancel(session: Session, account_id: str, shown_id: str) -> Job:
+    """Stop a job: at once while it waits; a running one is asked to. Raises `NotFound`.
+
+    Idempotent: a job that has ended stays as it is.
+    """
+    return ask_to_stop(session, find(session, account_id, shown_id))
+
+
+def ask_to_stop(session: Session, job: Job) -> Job:
+    """Cancel a waiting job, ask a running one to stop, leave one that has ended alone."""
+    # Held still: a job that moved between two looks would not hear of it.
+    session.refresh(job, with_for_update=True)
+    if job.status == JobStatus.QUEUED:
+        return move(session, job.id, JobStatus.CANCELLED)
+    if job.status == JobStatus.IN_PROGRESS and job.cancel_requested_at is None:
+        job.cancel_requested_at = clock.now()
+        session.flush()
+    return job
+
+
+def attend(session: Session, job_ids: Sequence[str], for_ms: int) -> None:
+    """Somebody reads these: they are safe from `abandoned` for so long."""
+    kept = update(Job).where(
+        col(Job.id).in_(job_ids),
+        col(Job.attended_until).is_not(None),
+        col(Job.status).not_in([status.value for status in TERMINAL]),
+    )
+    session.execute(kept.values(attended_until=due_at(for_ms)))
+
+
+def let_go_on(session: Session, job_id: str) -> None:
+    """It lives on without readers from now on: somebody was told so."""
+    freed = update(Job).where(col(Job.id) == job_id)
+    session.execute(freed.values(on_disconnect="continue", attended_until=None))
+
+
+def abandoned(session: Session, limit: int) -> list[Job]:
+    """Stop the jobs that nobody has read for longer than their grace; returns them."""
+    lapsed = select(Job).where(
+        col(Job.attended_until).is_not(None),
+        col(Job.attended_until) < database_now(),
+        col(Job.completed_at).is_(None),
+        col(Job.cancel_requested_at).is_(None),
+    )
+    return [ask_to_stop(session, job) for job in session.exec(lapsed.limit(limit)).all()]
+
+
+def expire(session: Session, limit: int) -> list[Job]:
+    """End the jobs whose deadline passed before they could start; returns them."""
+    overdue = select(col(Job.id)).where(
+        col(Job.status) == JobStatus.QUEUED.value, col(Job.expires_at) <= database_now()
+    )
+    fault = Fault(504, "job_expired", "server_error", "Its deadline passed before it could start.")
+    ended = []
+    for job_id in session.exec(overdue.limit(limit)).all():
+        try:
+            ended.append(move(session, job_id, JobStatus.EXPIRED, error=asdict(fault)))
+        except IllegalTransition:
+            continue  # it started, or was cancelled, since we looked
+    return ended
+
+
+def set_metadata(
+    session: Session, account_id: str, shown_id: str, metadata: dict[str, str] | None
+) -> Job:
+    """Replace a job's metadata. Raises `NotFound`."""
+    job = find(session, account_id, shown_id)
+    job.job_metadata = metadata
+    session.execute(delete(JobMetadata).where(col(JobMetadata.job_id) == job.id))
+    _keep_metadata(session, job.id, account_id, metadata)
+    session.flush()
+    return job
+
+
+def remove(session: Session, account_id: str, shown_id: str) -> Job:
+    """Delete a job with all that was asked and said; one that still runs must be cancelled first.
+
+    Raises `NotFound`, or `InvalidRequest` for a job that has not ended.
+    """
+    job = find(session, account_id, shown_id)
+    if job.status not in TERMINAL:
+        raise InvalidRequest(
+            f"The job is {job.status}: cancel it before you delete it.", code="job_not_ended"
+        )
+    session.delete(job)
+    session.flush()
+    return job
+
+
+def prune(session: Session, older_than_ms: int, limit: int) -> list[str]:
+    """Delete the oldest jobs that ended longer ago than that; returns their ids."""
+    due = (
+        select(col(Job.id))
+        .where(col(Job.completed_at) < database_now() - older_than_ms)
+        .order_by(col(Job.completed_at))
+        .limit(limit)
+    )
+    job_ids = list(session.exec(due).all())
+    session.execute(delete(Job).where(col(Job.id).in_(job_ids)))
+    return job_ids
+
+
+def startable() -> list[ColumnElement[bool]]:
+    """What must hold of a queued job before a worker may take it."""
+    return [
+        col(Job.status) == JobStatus.QUEUED.value,
+        or_(col(Job.run_at).is_(None), col(Job.run_at) <= database_now()),
+        or_(col(Job.expires_at).is_(None), col(Job.expires_at) > database_now()),
+    ]
+
+
+def _keep_metadata(
+    session: Session, job_id: str, account_id: str, metadata: dict[str, str] | None
+) -> None:
+    for key, value in (metadata or {}).items():
+        session.add(JobMetadata(job_id=job_id, account_id=account_id, key=key, value=value))
+
+
+def unfinished(session: Session) -> dict[str, int]:
+    """How many jobs wait and how many run."""
+    counts = {}
+    for status in (JobStatus.QUEUED, JobStatus.IN_PROGRESS):
+        found = select(func.count()).where(col(Job.status) == status.value)
+        counts[status.value] = session.exec(found).one()
+    return counts

@@ -1,0 +1,394 @@
+"""Leases on a real database: claim, settle, rescue, hints and leadership, alone and in races."""
+
+from datetime import timedelta
+from functools import partial
+
+import pytest
+from sqlalchemy import text
+from sqlmodel import Session
+
+from shared import clock, jobs, leases, streams
+from shared.jobs import Lease
+from shared.lifecycle import JobStatus, Lane
+from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Retry
+from shared.tables import Attempt, Job
+from tests.factories import (
+    BODY,
+    FAULT,
+    HOUR,
+    SAID,
+    Sessions,
+    claimed,
+    job_in,
+    submitted,
+    worker,
+)
+
+OUTCOMES: dict[str, Outcome] = {
+    "completed": Completed(SAID),
+    "failed": Failed(FAULT, SAID),
+    "cancelled": Cancelled(SAID),
+    "retry": Retry(FAULT, timedelta(hours=1), SAID),
+    "handed_back": HandedBack(SAID),
+}
+
+
+def attempt_of(session: Session, lease: Lease) -> Attempt:
+    """The attempt's row as it is now."""
+    row = session.get_one(Attempt, (lease.job_id, lease.attempt))
+    session.refresh(row)
+    return row
+
+
+def test_a_claim_is_the_only_read_an_attempt_needs(sessions: Sessions) -> None:
+    """It returns the request, and the attempt that fences everything after."""
+    with sessions() as session:
+        job_id, worker_id = submitted(session).id, worker(session)
+
+    with sessions() as session:
+        claim = leases.claim(session, job_id, worker_id)
+
+    assert claim is not None
+    assert claim.lease == Lease(job_id, 1, worker_id)
+    assert (claim.request, claim.tries) == (BODY, 1)
+    assert (claim.job.status, claim.job.hinted_at) == ("in_progress", None)
+    assert claim.job.started_at is not None
+
+
+def test_of_two_workers_one_gets_the_job(sessions: Sessions) -> None:
+    """A hint that came twice costs nothing."""
+    for _ in range(10):
+        with sessions() as session:
+            job_id, one, other = submitted(session).id, worker(session), worker(session)
+
+        claims = sessions.at_once(
+            partial(leases.claim, job_id=job_id, worker_id=one),
+            partial(leases.claim, job_id=job_id, worker_id=other),
+        )
+
+        [claim] = [claim for claim in claims if claim is not None]
+        with sessions() as session:
+            job = session.get_one(Job, job_id)
+            assert (job.attempt, job.worker_id) == (1, claim.lease.worker_id)
+            assert len(jobs.attempts(session, job_id)) == 1
+
+
+def test_a_claim_may_be_repeated(sessions: Sessions) -> None:
+    """The answer to its COMMIT may have been lost: the same attempt comes back."""
+    with sessions() as session:
+        claim = claimed(session)
+
+    with sessions() as session:
+        again = leases.claim(session, claim.job.id, claim.lease.worker_id)
+
+    assert again is not None
+    assert (again.lease, again.request) == (claim.lease, claim.request)
+
+
+def test_a_job_that_may_not_start_is_not_claimed(sessions: Sessions) -> None:
+    """Before its time, past its deadline, ended, unknown, or held by another."""
+    with sessions() as session:
+        mine = worker(session)
+        for job_id in (
+            submitted(session, run_at=clock.now() + HOUR).id,
+            submitted(session, expires_at=clock.now() - 1).id,
+            job_in(session, JobStatus.CANCELLED).id,
+            job_in(session, JobStatus.IN_PROGRESS).id,
+            "0" * 26,
+        ):
+            assert leases.claim(session, job_id, mine) is None
+
+        due = submitted(session, run_at=clock.now() - 1_000, expires_at=clock.now() + HOUR).id
+        assert leases.claim(session, due, mine) is not None
+
+
+def test_a_dead_worker_claims_nothing(sessions: Sessions) -> None:
+    """Nor does one that never was."""
+    with sessions() as session:
+        job_id, dead = submitted(session).id, worker(session)
+        leases.retire(session, dead)
+
+        assert leases.claim(session, job_id, dead) is None
+        assert leases.claim(session, job_id, "wkr_nobody") is None
+        assert session.get_one(Job, job_id).attempt == 0
+
+
+@pytest.mark.parametrize("word", OUTCOMES)
+def test_an_outcome_is_written_down(sessions: Sessions, word: str) -> None:
+    """In the job, in its contents when it has ended, and in the attempt."""
+    outcome = OUTCOMES[word]
+    with sessions() as session:
+        lease = claimed(session).lease
+    with sessions() as session:
+        job = leases.settle(session, lease, outcome)
+
+    with sessions() as session:
+        assert job == session.get_one(Job, lease.job_id)
+        kept, tried = jobs.content(session, lease.job_id), attempt_of(session, lease)
+    assert job is not None
+    assert (tried.outcome, tried.usage) == (word, SAID.usage)
+    assert tried.ended_at is not None
+    assert tried.first_delta_at == SAID.first_delta_at
+    if word in ("retry", "handed_back"):
+        assert (job.status, job.worker_id, job.completed_at) == ("queued", None, None)
+        assert kept.response is kept.log is None
+    else:
+        assert job.status == word
+        assert (job.usage, job.deltas, job.characters) == (SAID.usage, 2, 9)
+        assert kept.response == SAID.response
+        assert kept.log is not None
+        assert (streams.unpack(kept.log), kept.log_first_seq) == (SAID.log.split(b"\n"), 3)
+    failed = word in ("failed", "retry")
+    assert (tried.error is not None and tried.error["code"] == FAULT.code) == failed
+
+
+@pytest.mark.parametrize("word", OUTCOMES)
+def test_an_outcome_may_be_settled_again(sessions: Sessions, word: str) -> None:
+    """The answer to its COMMIT may have been lost: nothing changes, and it is not called late."""
+    with sessions() as session:
+        lease = claimed(session).lease
+        leases.settle(session, lease, OUTCOMES[word])
+    with sessions() as session:
+        before = session.get_one(Job, lease.job_id).model_dump()
+
+    with sessions() as session:
+        again = leases.settle(session, lease, OUTCOMES[word])
+
+        assert again is not None
+        assert again.model_dump() == before
+        assert attempt_of(session, lease).outcome == word
+
+
+@pytest.mark.parametrize("word", OUTCOMES)
+def test_a_lost_lease_cannot_finish_the_job(sessions: Sessions, word: str) -> None:
+    """A worker that was presumed dead may not overwrite its successor's work."""
+    with sessions() as session:
+        lost = claimed(session).lease
+        leases.retire(session, lost.worker_id)
+        leases.rescue(session, 10)
+        held = leases.claim(session, lost.job_id, worker(session))
+        assert held is not None
+        before = held.job.model_dump()
+
+    with sessions() as session:
+        assert leases.settle(session, lost, OUTCOMES[word]) is None
+    with sessions() as session:
+        assert session.get_one(Job, lost.job_id).model_dump() == before
+        assert jobs.content(session, lost.job_id).response is None
+        assert attempt_of(session, lost).outcome == "late"
+        assert leases.settle(session, held.lease, Completed(SAID)) is not None
+
+
+def test_handing_back_costs_no_attempt(sessions: Sessions) -> None:
+    """However often workers come and go; a loss afterwards still counts as the first."""
+    with sessions() as session:
+        mine = worker(session)
+        job_id = submitted(session, max_attempts=1).id
+        for number in range(1, 4):
+            claim = leases.claim(session, job_id, mine)
+            assert claim is not None
+            assert (claim.lease.attempt, claim.tries) == (number, 1)
+            job = leases.settle(session, claim.lease, HandedBack())
+            assert job is not None
+            assert job.status_reason == "waiting_for_worker"
+
+        assert leases.claim(session, job_id, mine) is not None
+        leases.retire(session, mine)
+        [lost] = leases.rescue(session, 10)
+        assert (lost.status, lost.attempt, lost.forgiven) == ("failed", 4, 3)
+
+
+def test_a_retry_waits_its_time(sessions: Sessions) -> None:
+    """Nobody may claim it, and the sweep sends no hint, until it is due."""
+    with sessions() as session:
+        lease = claimed(session).lease
+        job = leases.settle(session, lease, Retry(FAULT, timedelta(hours=1)))
+        assert job is not None
+        assert (job.status, job.status_reason) == ("queued", "retry_backoff")
+        other = worker(session)
+
+        assert leases.claim(session, lease.job_id, other) is None
+        assert not leases.waiting(session, "interactive", stale_ms=0)
+        session.connection().execute(text("UPDATE jobs SET run_at = run_at - 3600001"))
+        assert leases.waiting(session, "interactive", stale_ms=None)
+        again = leases.claim(session, lease.job_id, other)
+
+    assert again is not None
+    assert (again.lease.attempt, again.tries) == (2, 2)
+    assert (again.job.run_at, again.job.status_reason) == (None, None)
+
+
+@pytest.mark.parametrize("word", ["retry", "handed_back"])
+def test_a_job_that_was_asked_to_stop_does_not_start_again(sessions: Sessions, word: str) -> None:
+    """Its attempt failed, or its worker left, before it had heard of it."""
+    with sessions() as session:
+        claim = claimed(session)
+        jobs.cancel(session, claim.job.account_id, claim.job.id)
+
+        job = leases.settle(session, claim.lease, OUTCOMES[word])
+
+        assert job is not None
+        assert job.status == "cancelled"
+
+
+def test_the_jobs_of_a_dead_worker_are_taken_back(sessions: Sessions) -> None:
+    """They wait again, wanting a hint; those of the living stay where they are."""
+    with sessions() as session:
+        dead, living = worker(session), worker(session)
+        lost, kept = claimed(session, by=dead), claimed(session, by=living)
+        leases.retire(session, dead)
+
+    with sessions() as session:
+        [job] = leases.rescue(session, 10)
+
+        assert (job.id, job.status, job.worker_id) == (lost.job.id, "queued", None)
+        assert (job.attempt, job.forgiven, job.hinted_at) == (1, 0, None)
+        assert attempt_of(session, lost.lease).outcome == "lost"
+        assert attempt_of(session, kept.lease).outcome is None
+        assert leases.rescue(session, 10) == []
+
+
+def test_a_job_that_loses_every_worker_fails(sessions: Sessions) -> None:
+    """After so many attempts it may be the job that kills them."""
+    with sessions() as session:
+        job_id = submitted(session, max_attempts=2).id
+        for number in (1, 2):
+            mine = worker(session)
+            claim = leases.claim(session, job_id, mine)
+            assert claim is not None
+            assert claim.tries == number
+            leases.retire(session, mine)
+            [job] = leases.rescue(session, 10)
+
+    assert (job.status, job.attempt) == ("failed", 2)
+    assert job.error is not None
+    assert (job.error["code"], job.error["status"]) == ("worker_lost", 502)
+
+
+def test_a_lost_job_that_was_asked_to_stop_has_stopped(sessions: Sessions) -> None:
+    """There is nobody left to hear of it."""
+    with sessions() as session:
+        claim = claimed(session)
+        jobs.cancel(session, claim.job.account_id, claim.job.id)
+        leases.retire(session, claim.lease.worker_id)
+
+        [job] = leases.rescue(session, 10)
+
+    assert job.status == "cancelled"
+
+
+def test_rescue_and_settle_may_race(sessions: Sessions) -> None:
+    """Either the work counts, or it is late: never both, never neither."""
+    for _ in range(10):
+        with sessions() as session:
+            lease = claimed(session).lease
+            leases.retire(session, lease.worker_id)
+
+        settled, rescued = sessions.at_once(
+            partial(leases.settle, lease=lease, outcome=Completed(SAID)),
+            partial(leases.rescue, limit=10),
+        )
+
+        assert (settled is None) == bool(rescued)
+        with sessions() as session:
+            job, tried = session.get_one(Job, lease.job_id), attempt_of(session, lease)
+            expected = ("queued", "late") if rescued else ("completed", "completed")
+            assert (job.status, tried.outcome) == expected
+            session.delete(job)
+
+
+def test_a_lease_lives_by_its_beats(sessions: Sessions) -> None:
+    """They grow while it is alive; once it is not, it never is again."""
+    with sessions() as session:
+        mine, other = worker(session, "a", "b"), worker(session, "b", "c")
+        assert leases.beat(session, mine) == []
+        assert leases.alive(session) == {mine: 1, other: 0}
+        assert leases.served(session) == {"a", "b", "c"}
+
+        leases.retire(session, mine)
+        assert leases.beat(session, mine) is None
+        assert leases.beat(session, "wkr_nobody") is None
+        assert leases.alive(session) == {other: 0}
+        assert leases.served(session) == {"b", "c"}
+
+
+def test_the_sweep_finds_what_has_no_hint(sessions: Sessions) -> None:
+    """Of its lane and due; what it found it marks, so that it finds it once."""
+    with sessions() as session:
+        bare = sorted(submitted(session, hinted=False).id for _ in range(3))
+        submitted(session)
+        submitted(session, lane=Lane.BATCH, hinted=False)
+        submitted(session, hinted=False, run_at=clock.now() + HOUR)
+        submitted(session, hinted=False, expires_at=clock.now() - 1)
+        claimed(session)
+
+    with sessions() as session:
+        assert leases.waiting(session, "interactive", stale_ms=None)
+        assert leases.unhinted(session, "interactive", stale_ms=None, limit=2) == bare[:2]
+        assert leases.unhinted(session, "interactive", stale_ms=None, limit=10) == bare[2:]
+        assert leases.unhinted(session, "interactive", stale_ms=None, limit=10) == []
+        assert not leases.waiting(session, "interactive", stale_ms=None)
+        assert leases.hinted(session, "interactive", 10) == 4
+        assert leases.hinted(session, "interactive", 3) == 3
+
+
+def test_the_sweep_repeats_hints_that_were_lost(sessions: Sessions) -> None:
+    """By their age on the database's clock, or when they are known not to have been sent."""
+    with sessions() as session:
+        job_id = submitted(session).id
+
+        assert leases.unhinted(session, "interactive", stale_ms=HOUR, limit=10) == []
+        session.connection().execute(text(f"UPDATE jobs SET hinted_at = hinted_at - {2 * HOUR}"))
+        assert leases.unhinted(session, "interactive", stale_ms=HOUR, limit=10) == [job_id]
+
+        leases.forget_hints(session, [job_id])
+        assert leases.unhinted(session, "interactive", stale_ms=None, limit=10) == [job_id]
+
+
+def test_two_sweeps_at_once_hint_each_job_once(sessions: Sessions) -> None:
+    """Two leaders for a moment do no harm."""
+    with sessions() as session:
+        made = sorted(submitted(session, hinted=False).id for _ in range(20))
+
+    found = sessions.at_once(
+        *[partial(leases.unhinted, lane="interactive", stale_ms=None, limit=20)] * 2
+    )
+
+    assert sorted(found[0] + found[1]) == made
+
+
+def test_one_process_leads(sessions: Sessions) -> None:
+    """The first to ask; it renews, and its term grows with every time."""
+    with sessions() as session:
+        assert leases.lead(session, "control", "a", None) == ("a", 0)
+        assert leases.lead(session, "control", "b", None) == ("a", 0)
+        assert leases.lead(session, "control", "a", None) == ("a", 1)
+        assert leases.lead(session, "other", "b", None) == ("b", 0)
+
+
+def test_leadership_is_taken_only_from_one_that_stands_still(sessions: Sessions) -> None:
+    """Whoever takes over names the term it has watched: a term that moved on is alive."""
+    with sessions() as session:
+        leases.lead(session, "control", "a", None)
+        leases.lead(session, "control", "a", None)
+
+        assert leases.lead(session, "control", "b", ("a", 0)) == ("a", 1)
+        assert leases.lead(session, "control", "b", ("a", 1)) == ("b", 2)
+        assert leases.lead(session, "control", "a", None) == ("b", 2)
+
+
+def test_of_two_that_would_lead_one_does(sessions: Sessions) -> None:
+    """When nobody leads yet, and when both saw the same leader stand still."""
+    for role in map(str, range(5)):
+        first = sessions.at_once(
+            partial(leases.lead, role=role, holder="a", seen=None),
+            partial(leases.lead, role=role, holder="b", seen=None),
+        )
+        assert first[0] == first[1]
+
+        second = sessions.at_once(
+            partial(leases.lead, role=role, holder="c", seen=first[0]),
+            partial(leases.lead, role=role, holder="d", seen=first[0]),
+        )
+        leading = [me for me, (holder, _) in zip("cd", second, strict=True) if holder == me]
+        assert len(leading) == 1
