@@ -1,0 +1,230 @@
+"""The broker: Celery on Redis, and the hints that tell workers which job to look at."""
+
+import logging
+import ssl
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from queue import Empty, Full, Queue
+from threading import Thread
+from typing import Final
+from urllib.parse import parse_qsl, urlencode
+
+from celery import Celery
+from celery.utils import uuid
+from kombu import entity
+from kombu.connection import Connection
+from kombu.messaging import Producer
+from kombu.transport.redis import Transport
+
+from shared.lifecycle import Lane
+
+RUN_JOB: Final = "sluice.run_job"
+PRUNE: Final = "sluice.prune"
+MAINTENANCE: Final = "maintenance"
+QUEUES: Final = (*(lane.value for lane in Lane), MAINTENANCE)
+PREFIX: Final = "sluice:"
+ROUND: Final = 1_000
+"""Hints that share one round trip."""
+
+log = logging.getLogger(__name__)
+
+
+def connect(redis_url: str) -> Celery:
+    """A Celery app on this Redis; nothing is opened until it is used.
+
+    `sentinel://host:port;sentinel://…/0?master_name=NAME` names its master in the query.
+    """
+    _survive_a_restart()
+    url, master = _without_master(redis_url)
+    app = Celery("sluice", broker=url, set_as_current=False)
+    app.conf.update(
+        task_queues=[entity.Queue(name) for name in QUEUES],  # type: ignore[no-untyped-call]
+        task_default_queue=MAINTENANCE,
+        task_create_missing_queues=False,
+        task_serializer="json",
+        accept_content=["json"],
+        # Early acks: with late ones every blip of Redis runs all running tasks a second time.
+        task_acks_late=False,
+        task_reject_on_worker_lost=False,
+        # Results live in the job's row.
+        result_backend=None,
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_publish_retry=False,  # a failed publish is the sweep's to repeat
+        task_send_sent_event=False,
+        worker_send_task_events=True,  # Flower's
+        # Fetch a hint only when a slot is free: what waits, waits where another worker sees it.
+        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,
+        worker_enable_prefetch_count_reduction=False,
+        # Cancels un-acknowledged tasks only, so none of ours; False warns at each reconnect.
+        worker_cancel_long_running_tasks_on_connection_loss=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # 100 by default, after which a worker gives up
+        broker_transport_options={
+            "global_keyprefix": PREFIX,
+            "priority_steps": [0],  # one list per queue; lanes are our priorities
+            "queue_order_strategy": "priority",  # in the order of the worker's queues
+            # A hint that was popped and never acknowledged comes back within 70 s, not an hour.
+            "visibility_timeout": 60,
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 30,
+            # Without these a Redis that hangs blocks a publish for ever.
+            "socket_timeout": 5,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            **({"master_name": master} if master else {}),
+        },
+    )
+    if url.startswith("rediss://") and "ssl_" not in url:
+        # kombu's own default accepts any certificate.
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return app
+
+
+def queue_key(queue: str) -> str:
+    """The Redis list behind a lane or another queue: its LLEN is the number of waiting hints."""
+    return PREFIX + queue
+
+
+class Hints:
+    """Publishes hints from a thread of its own, so that nobody waits for the broker.
+
+    `on_lost` is called in that thread with the ids whose hints could not be sent.
+    """
+
+    def __init__(
+        self, app: Celery, on_lost: Callable[[list[str]], None], *, capacity: int = 10_000
+    ) -> None:
+        self._app = app
+        self._on_lost = on_lost
+        self._waiting: Queue[tuple[Lane, Sequence[str]] | None] = Queue(capacity)
+        self._connection: Connection | None = None
+        self._producer: Producer | None = None
+        self._away = False
+        self._closed = False
+        self._thread = Thread(target=self._run, name="hints", daemon=True)
+        self._thread.start()
+
+    def send(self, lane: Lane, job_ids: Sequence[str]) -> None:
+        """Hint these jobs soon; returns at once and never raises, from any thread.
+
+        When `capacity` calls wait already the hints are dropped: the sweep finds those jobs by
+        the age of their hint.
+        """
+        try:
+            self._waiting.put_nowait((lane, job_ids))
+        except Full:
+            log.warning("hints dropped, too many wait for Redis: %d", len(job_ids))
+
+    def close(self, within: timedelta = timedelta(seconds=10)) -> None:
+        """Send what still waits and stop; what takes longer is left to the sweep."""
+        try:
+            self._waiting.put(None, timeout=within.total_seconds())
+        except Full:
+            return
+        self._thread.join(within.total_seconds())
+
+    def _run(self) -> None:
+        while not self._closed:
+            if hints := self._gather():
+                self._deliver(hints)
+        self._disconnect()
+
+    def _gather(self) -> list[tuple[Lane, str]]:
+        """Wait for the next hints and take what waits behind them, about a round."""
+        hints: list[tuple[Lane, str]] = []
+        entry = self._waiting.get()
+        while entry is not None:
+            lane, job_ids = entry
+            hints.extend((lane, job_id) for job_id in job_ids)
+            if len(hints) >= ROUND:
+                return hints
+            try:
+                entry = self._waiting.get_nowait()
+            except Empty:
+                return hints
+        self._closed = True
+        return hints
+
+    def _deliver(self, hints: list[tuple[Lane, str]]) -> None:
+        # A connection that idled may be dead without anybody knowing, and a hint may be sent
+        # twice: so a fresh connection gets a second try, unless Redis is known to be away.
+        for last in (True,) if self._away else (False, True):
+            try:
+                self._publish(hints)
+            except Exception as error:  # whatever it is, this thread has to go on
+                self._disconnect()
+                if last:
+                    self._lose(hints, error)
+            else:
+                if self._away:
+                    log.info("Redis is back, hints are sent again")
+                self._away = False
+                return
+
+    def _publish(self, hints: list[tuple[Lane, str]]) -> None:
+        producer = self._producer or self._open()
+        amqp = self._app.amqp
+        with producer.batch(ROUND):  # type: ignore[no-untyped-call]
+            for lane, job_id in hints:
+                message = amqp.create_task_message(
+                    uuid(),
+                    RUN_JOB,
+                    [job_id],
+                    {},
+                    argsrepr=f"[{job_id!r}]",
+                    kwargsrepr="{}",
+                    ignore_result=True,
+                )
+                # Nothing to declare: the nameless exchange leads straight to the list.
+                amqp.send_task_message(producer, RUN_JOB, message, queue=lane.value, declare=())
+
+    def _open(self) -> Producer:
+        self._connection = self._app.connection_for_write()
+        # Kombu's own patience is endless; ours is one more try.
+        self._connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+        self._producer = self._app.amqp.Producer(self._connection.channel(), auto_declare=False)
+        return self._producer
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            try:
+                connection.release()  # type: ignore[no-untyped-call]
+            except Exception:  # it was broken: that is why it is closed
+                log.debug("closing a broken connection", exc_info=True)
+
+    def _lose(self, hints: list[tuple[Lane, str]], error: Exception) -> None:
+        if not self._away:
+            log.warning("Redis is away, hints are lost until it is back: %r", error)
+        self._away = True
+        try:
+            self._on_lost([job_id for _, job_id in hints])
+        except Exception:
+            log.exception("could not note lost hints")
+
+
+def _survive_a_restart() -> None:
+    """Make kombu 5.7 reconnect where it would end the worker.
+
+    When Redis restarts while a message is un-acknowledged, kombu closes a channel whose transport
+    is gone already: an `AttributeError`, which it does not take for a connection error. A test
+    shows the death without this; when that test fails, upstream has been mended.
+    """
+    if AttributeError not in Transport.connection_errors:
+        Transport.connection_errors += (AttributeError,)
+
+
+def _without_master(url: str) -> tuple[str, str | None]:
+    """Take Sentinel's `master_name`, which kombu wants as an option, out of the URL's query."""
+    if not url.startswith("sentinel"):
+        return url, None
+    address, _, query = url.partition("?")
+    options = dict(parse_qsl(query))
+    master = options.pop("master_name", "mymaster")
+    return (f"{address}?{urlencode(options)}" if options else address), master

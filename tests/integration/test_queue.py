@@ -1,0 +1,192 @@
+"""Hints on a real Valkey: what they say, and what happens while it is away."""
+
+import base64
+import json
+import os
+import signal
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from shared import queue
+from shared.lifecycle import Lane
+from tests.stack import eventually
+from tests.valkey import Valkey, valkey
+
+INTERACTIVE = queue.queue_key(Lane.INTERACTIVE)
+
+
+class Bench:
+    """Hints on a server of their own, and the ids that were reported lost."""
+
+    def __init__(self, server: Valkey, capacity: int, socket_timeout: float) -> None:
+        self.server = server
+        self.lost: list[str] = []
+        self.app: Celery = queue.connect(server.url)
+        self.app.conf.broker_transport_options["socket_timeout"] = socket_timeout
+        self.hints = queue.Hints(self.app, self.lost.extend, capacity=capacity)
+        self.redis: redis.Redis = redis.Redis.from_url(server.url, decode_responses=True)
+
+    def messages(self, key: str = INTERACTIVE) -> list[dict[str, Any]]:
+        """What waits in the queue, the oldest first."""
+        waiting: Any = self.redis.lrange(key, 0, -1)
+        return [json.loads(message) for message in reversed(waiting)]
+
+    def hinted(self, key: str = INTERACTIVE) -> list[str]:
+        """The jobs these messages name."""
+        return [said(message)[0][0] for message in self.messages(key)]
+
+
+def said(message: dict[str, Any]) -> Any:
+    """A message's body: args, kwargs, and what Celery embeds."""
+    return json.loads(base64.b64decode(message["body"]))
+
+
+@contextmanager
+def running_hints(
+    directory: Path, *, capacity: int = 10_000, socket_timeout: float = 5.0
+) -> Iterator[Bench]:
+    """Hints and their server, both gone afterwards."""
+    with valkey(directory, append_only=False) as server:
+        bench = Bench(server, capacity, socket_timeout)
+        try:
+            yield bench
+        finally:
+            bench.hints.close(timedelta(seconds=5))
+            bench.redis.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """Hints with room for all a test sends."""
+    with running_hints(tmp_path) as bench:
+        yield bench
+
+
+def test_a_hint_is_the_message_celery_itself_would_send(bench: Bench) -> None:
+    """Field by field, but for the ids and who sent it; and it says nothing but the job's id."""
+
+    @bench.app.task(name=queue.RUN_JOB, shared=False)
+    def run_job(job_id: str) -> None:
+        """Only its message matters."""
+
+    run_job.apply_async(("a_job",), queue=Lane.INTERACTIVE.value)
+    bench.hints.send(Lane.INTERACTIVE, ["a_job"])
+    eventually(lambda: len(bench.messages()) == 2)
+    celerys, ours = bench.messages()
+
+    assert said(ours)[:2] == [["a_job"], {}]
+    assert said(ours) == said(celerys)
+    assert ours["headers"]["id"] not in {celerys["headers"]["id"], "a_job"}
+    for message in (celerys, ours):
+        assert message["headers"]["root_id"] == message["headers"]["id"]
+        for ids in ("id", "root_id", "origin"):
+            del message["headers"][ids]
+        for ids in ("correlation_id", "delivery_tag", "reply_to"):
+            del message["properties"][ids]
+    # Celery writes the arguments as they were given, a tuple here.
+    assert celerys["headers"].pop("argsrepr") == "('a_job',)"
+    assert ours["headers"].pop("argsrepr") == "['a_job']"
+    assert ours == celerys
+
+
+def test_each_lane_has_a_list_of_its_own(bench: Bench) -> None:
+    """Its length is what `queue_key` promises; the order is kept, and every hint has its own id."""
+    jobs = [f"job_{number}" for number in range(2_500)]
+    bench.hints.send(Lane.BATCH, jobs)
+    bench.hints.send(Lane.INTERACTIVE, ["urgent"])
+    eventually(lambda: bench.redis.llen(INTERACTIVE) == 1)
+
+    assert bench.hinted(queue.queue_key(Lane.BATCH)) == jobs
+    assert len({message["headers"]["id"] for message in bench.messages("sluice:batch")}) == 2_500
+    assert bench.lost == []
+
+
+def test_hints_travel_in_batches(bench: Bench) -> None:
+    """Kombu gives up pipelining silently when an option asks for retries."""
+    with bench.app.producer_pool.acquire() as producer:
+        producer.revive(producer.connection.channel())
+        assert producer.supports_batch_publish
+
+
+def test_hints_that_redis_did_not_take_are_reported_and_later_ones_are_sent(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits, nothing is raised, the log says it once, and all is well after a restart."""
+    bench.hints.send(Lane.INTERACTIVE, ["before"])
+    eventually(lambda: bench.hinted() == ["before"])
+    bench.server.kill()
+    began = time.monotonic()
+    for name in ("one", "two", "three"):
+        bench.hints.send(Lane.INTERACTIVE, [name])
+        eventually(lambda name=name: name in bench.lost)  # type: ignore[misc]
+    assert time.monotonic() - began < 3
+    bench.server.restart()
+    bench.hints.send(Lane.INTERACTIVE, ["after"])
+    eventually(lambda: bench.hinted() == ["after"])
+
+    assert bench.lost == ["one", "two", "three"]
+    assert caplog.text.count("Redis is away") == 1
+
+
+def test_a_connection_that_died_unnoticed_loses_no_hint(tmp_path: Path) -> None:
+    """A fresh one is tried before anything is called lost; a hint sent twice does no harm."""
+    with running_hints(tmp_path, socket_timeout=0.5) as bench:
+        bench.hints.send(Lane.INTERACTIVE, ["before"])
+        eventually(lambda: bench.hinted() == ["before"])
+        os.kill(bench.server.pid, signal.SIGSTOP)
+        # Longer than the first try lasts, shorter than the second.
+        threading.Timer(0.8, os.kill, (bench.server.pid, signal.SIGCONT)).start()
+        bench.hints.send(Lane.INTERACTIVE, ["after"])
+        bench.hints.close()
+
+        assert set(bench.hinted()) == {"before", "after"}
+        assert bench.lost == []
+
+
+def test_closing_sends_what_still_waits(bench: Bench) -> None:
+    """A stopping API has hinted all that it accepted."""
+    for number in range(100):
+        bench.hints.send(Lane.INTERACTIVE, [str(number)])
+    bench.hints.close()
+
+    assert bench.hinted() == [str(number) for number in range(100)]
+
+
+def test_a_redis_that_hangs_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """The caller is an event loop: what finds no room is dropped, and left to the sweep."""
+    with running_hints(tmp_path, capacity=1, socket_timeout=0.5) as bench:
+        os.kill(bench.server.pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            for number in range(100):
+                bench.hints.send(Lane.INTERACTIVE, [str(number)])
+            took = time.monotonic() - began
+        finally:
+            os.kill(bench.server.pid, signal.SIGCONT)
+
+    assert took < 0.4
+
+
+def test_a_sentinel_url_names_its_master() -> None:
+    """Kombu takes the sentinels from the URL and the master from its options."""
+    app = queue.connect("sentinel://:pw@one:26379;sentinel://:pw@two:26379/0?master_name=main")
+
+    with app.connection_for_write() as connection:
+        assert connection.alt == ["sentinel://:pw@one:26379", "sentinel://:pw@two:26379/0"]
+        assert connection.transport_options["master_name"] == "main"
+
+
+def test_tls_checks_the_servers_certificate() -> None:
+    """Kombu would accept any, unless the URL says what it wants."""
+    with queue.connect("rediss://example.com:6380/0").connection_for_write() as connection:
+        assert connection.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
