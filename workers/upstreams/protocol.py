@@ -1,6 +1,6 @@
 """What an attempt asks of an upstream: our request out, its stream in, its failures as ours."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -16,6 +16,8 @@ class Delta:
     """The chunk as one line of JSON, without `id`, `object`, `created`, `model` and `usage`."""
     usage: dict[str, Any] | None = None
     """OpenAI's usage object, when the upstream gave it with this chunk."""
+    extra: dict[str, Any] | None = None
+    """What else stood in the chunk (`system_fingerprint`, …); None when nothing did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,11 @@ class Timeouts:
 class Upstream(Protocol):
     """A server that runs models. Never retries, logs, counts or touches a row."""
 
-    def stream(self, request: dict[str, Any], *, model: str) -> AsyncIterator[list[Delta]]:
+    def stream(self, request: dict[str, Any], *, model: str) -> AsyncGenerator[list[Delta]]:
         """What the model says, as lists of deltas that arrived together, to the end.
 
         `request` is OpenAI's request body; `model` the name this upstream knows. Closing the
-        iterator closes the connection. Raises `UpstreamError`; a stream that ends without a
+        generator closes the connection. Raises `UpstreamError`; a stream that ends without a
         `finish_reason` for each choice is `UpstreamDisconnected`.
         """
         ...
