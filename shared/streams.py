@@ -1,0 +1,216 @@
+"""The delta log (a Redis Stream per job) and its bell (a pub/sub channel of the same name).
+
+An entry's id is `<attempt>-<seq>`. Redis refuses an id that is not larger than the last, so a
+worker that lost its lease is fenced by the append itself, and a refused entry is never announced.
+`seq` numbers the deltas of a job over all its attempts; an entry that holds several has the number
+of its last one.
+"""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
+
+import orjson
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+
+RUNNING_TTL_MS: Final = 3 * 3600 * 1000
+"""How long a log outlives its last append while its job runs."""
+ENDED_TTL_MS: Final = 3600 * 1000
+"""How long it stays after the end; then the archive in the database serves."""
+SOCKET_TIMEOUT: Final = 5.0
+
+STARTED: Final = b"s"
+RETRYING: Final = b"r"
+DELTAS: Final = b"d"
+END: Final = b"e"
+
+# Appends, sets the expiry and rings the bell. Answers 1, 0 when a later attempt has written
+# (fenced), or 2 when this very entry is there already: its last answer was lost.
+APPEND: Final = """
+local added = redis.pcall('XADD', KEYS[1], ARGV[1], 'd', ARGV[2])
+if type(added) == 'table' and added.err then
+  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+  if not last then return redis.error_reply(added.err) end
+  if string.match(last[1], '^%d+') == string.match(ARGV[1], '^%d+') then return 2 end
+  return 0
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('PUBLISH', KEYS[1], ARGV[1] .. ' ' .. ARGV[2])
+return 1
+"""
+
+# Appends a marker at the number after the last, which only Redis knows, or at the given one when
+# the log is empty. Answers its seq, or -1 when a later attempt has written or the log has ended.
+MARK: Final = """
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local seq = tonumber(ARGV[3])
+if last then
+  local attempt, number = string.match(last[1], '^(%d+)-(%d+)$')
+  local ended = string.sub(last[2][2], 1, 1) == 'e'
+  if tonumber(attempt) > tonumber(ARGV[1]) or ended then return -1 end
+  seq = tonumber(number) + 1
+end
+local id = ARGV[1] .. '-' .. seq
+redis.call('XADD', KEYS[1], id, 'd', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('PUBLISH', KEYS[1], id .. ' ' .. ARGV[2])
+return seq
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a job's log."""
+
+    attempt: int
+    seq: int
+    """The number of its last delta; a marker's own."""
+    kind: bytes
+    body: bytes
+
+    @property
+    def deltas(self) -> list[bytes]:
+        """Its deltas, JSON objects of a chunk's `choices` and other fields."""
+        return self.body.split(b"\n")[1:] if self.kind == DELTAS else []
+
+    @property
+    def first_seq(self) -> int:
+        """The number of its first delta."""
+        return self.seq - self.body.count(b"\n") + 1 if self.kind == DELTAS else self.seq
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Deltas and characters of the attempt up to here."""
+        if self.kind != DELTAS:
+            return 0, 0
+        deltas, characters = self.body.split(b"\n", 1)[0].split(b" ")
+        return int(deltas), int(characters)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """A marker's JSON."""
+        found: dict[str, Any] = orjson.loads(self.body)
+        return found
+
+
+def deltas_payload(lines: list[bytes], *, deltas: int, characters: int) -> bytes:
+    """The payload of an entry with these deltas; the counts are the attempt's so far."""
+    return b"\n".join([b"d%d %d" % (deltas, characters), *lines])
+
+
+def marker_payload(kind: bytes, fields: Mapping[str, Any]) -> bytes:
+    """The payload of a marker."""
+    return kind + orjson.dumps(fields)
+
+
+def end_payload(
+    status: str, *, error: Mapping[str, Any] | None = None, usage: Mapping[str, Any] | None = None
+) -> bytes:
+    """The last entry's payload: how the job ended."""
+    return marker_payload(END, {"status": status, "error": error, "usage": usage})
+
+
+def pack(log: bytes) -> bytes:
+    """A finished log's deltas, JSON lines, as the archive keeps them."""
+    return zlib.compress(log, 3)
+
+
+def unpack(archive: bytes) -> list[bytes]:
+    """The deltas of an archived log."""
+    log = zlib.decompress(archive)
+    return log.split(b"\n") if log else []
+
+
+def log_name(job_id: str) -> str:
+    """The key of a job's log, and its channel."""
+    return f"sluice:{{{job_id}}}:log"
+
+
+def control_channel(worker_id: str) -> str:
+    """Where a worker listens for jobs it should stop."""
+    return f"sluice:{worker_id}:control"
+
+
+def parse_message(data: bytes) -> Entry:
+    """An entry as the bell announces it: `<attempt>-<seq> <payload>`."""
+    where, _, payload = data.partition(b" ")
+    return _entry(where, payload)
+
+
+def _entry(where: bytes, payload: bytes) -> Entry:
+    attempt, _, seq = where.partition(b"-")
+    return Entry(int(attempt), int(seq), payload[:1], payload[1:])
+
+
+async def read(redis: Redis, job_id: str, *, after: str = "-") -> list[Entry]:
+    """The log's entries, from the beginning or after an id such as `1-17`."""
+    start = after if after == "-" else f"({after}"
+    rows: Any = await redis.xrange(log_name(job_id), min=start)
+    return [_entry(where, fields[b"d"]) for where, fields in rows]
+
+
+async def last(redis: Redis, job_id: str) -> Entry | None:
+    """The log's last entry; None when there is no log."""
+    rows: Any = await redis.xrevrange(log_name(job_id), count=1)
+    return _entry(rows[0][0], rows[0][1][b"d"]) if rows else None
+
+
+async def mark(
+    redis: Redis, job_id: str, attempt: int, payload: bytes, *, otherwise: int, ttl_ms: int
+) -> int:
+    """Append a marker, with seq `otherwise` when the log is empty; its seq, or -1 when refused."""
+    script: Any = redis.eval(
+        MARK, 1, log_name(job_id), str(attempt), payload, str(otherwise), str(ttl_ms)
+    )
+    return int(await script)
+
+
+async def close(
+    redis: Redis, job_id: str, attempt: int, status: str, error: Mapping[str, Any] | None
+) -> int:
+    """End the log of a job that no worker holds; the end's seq, or -1 when it has one already."""
+    payload = end_payload(status, error=error)
+    return await mark(redis, job_id, attempt, payload, otherwise=1, ttl_ms=ENDED_TTL_MS)
+
+
+def open_redis(url: str, *, connections: int = 64) -> Redis:
+    """A client that answers or fails within seconds, and never sends a command twice.
+
+    `sentinel://host:port;sentinel://host:port/0?master_name=NAME` asks Sentinels for the master.
+    """
+    options: dict[str, Any] = {
+        "socket_timeout": SOCKET_TIMEOUT,
+        "socket_connect_timeout": 3.0,
+        "socket_keepalive": True,
+        "health_check_interval": 15,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    if url.startswith("sentinel"):
+        return _master(url, options)
+    pool = BlockingConnectionPool.from_url(
+        url, max_connections=connections, timeout=SOCKET_TIMEOUT, **options
+    )
+    return Redis.from_pool(pool)
+
+
+def _master(url: str, options: dict[str, Any]) -> Redis:
+    """The master that the Sentinels of a URL in kombu's spelling name."""
+    address, _, query = url.partition("?")
+    nodes = [urlsplit(node) for node in address.split(";")]
+    sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
+        [(node.hostname or "localhost", node.port or 26379) for node in nodes]
+    )
+    master: Redis = sentinel.master_for(
+        dict(parse_qsl(query)).get("master_name", "mymaster"),
+        db=int(nodes[-1].path.strip("/") or 0),
+        username=nodes[-1].username,
+        password=nodes[-1].password,
+        **options,
+    )
+    return master

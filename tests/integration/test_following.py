@@ -1,0 +1,286 @@
+"""The log and the bell: whatever happens to Redis, a reader gets every delta once and in order."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import orjson
+import pytest
+from redis.asyncio import Redis
+from sqlmodel import Session
+
+from api.following import FROM_START, Follower
+from api.hub import BUFFER, Hub
+from shared import db, jobs, keys, leases, streams
+from shared.errors import Fault, StreamExpired
+from shared.jobs import Submission
+from shared.outcomes import Completed, Retry, Said
+from shared.streams import DELTAS, END, RETRYING, Entry
+from shared.tables import Job, JobContent
+from tests.valkey import Valkey
+from workers.publisher import JobLog, Publisher
+
+BOUND = 1_000_000
+SOON = timedelta(0)
+
+
+@dataclass
+class Desk:
+    """The writing and the reading side in one process, with a job that runs."""
+
+    tx: db.Transactions
+    redis: Redis
+    publisher: Publisher
+    hub: Hub
+    worker_id: str
+    claim: leases.Claim
+
+    async def log(self) -> JobLog:
+        """The log of the job's attempt."""
+        opened = await self.publisher.open(self.claim.job.id, self.claim.job.attempt, every=0.0)
+        assert opened is not None
+        return opened
+
+    def follower(self, after: int = FROM_START, job: Job | None = None) -> Follower:
+        """A reader that has seen so much."""
+        return Follower(self.tx, self.hub, job or self.claim.job, after=after)
+
+    async def again(self) -> None:
+        """The attempt fails, and the job is claimed anew."""
+        fault = Fault(502, "upstream_error", "upstream_error", "It hung up.")
+        await self.tx(leases.settle, self.claim.lease, Retry(fault, after=SOON))
+        claim = await self.tx(leases.claim, self.claim.job.id, self.worker_id)
+        assert claim is not None
+        self.claim = claim
+
+    async def listened_to(self) -> None:
+        """Wait until somebody reads."""
+        async with asyncio.timeout(10):
+            while not self.hub.readers:
+                await asyncio.sleep(0.01)
+
+    async def finish(self, job_log: JobLog, *, announce: bool = True) -> Job:
+        """Settle the job with what its log holds, and say so."""
+        said = Said(
+            response=b"{}",
+            log=b"\n".join(job_log.lines),
+            first_seq=job_log.first_seq,
+            deltas=len(job_log.lines),
+        )
+        job = await self.tx(leases.settle, self.claim.lease, Completed(said))
+        assert job is not None
+        if announce:
+            await asyncio.wait_for(job_log.close(streams.end_payload(job.status)), 10)
+        return job
+
+
+@pytest.fixture
+async def desk(database_url: str, redis_server: Valkey) -> AsyncIterator[Desk]:
+    """A job in a worker's hands, and somebody who may read it."""
+    async with _open(database_url, redis_server) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def _open(database_url: str, redis_server: Valkey) -> AsyncIterator[Desk]:
+    tx = db.Transactions(db.connect(database_url))
+    redis = streams.open_redis(redis_server.url)
+    publisher, hub = Publisher(redis, bound=BOUND), Hub(redis)
+    publisher.start()
+    hub.start()
+    key, _ = await tx(keys.create, account="a")
+    new = Submission(account_id=key.account_id, request_id="req", model="m", body=b"{}")
+    job = await tx(jobs.submit, new)
+    worker_id = await tx(leases.register, pid=1, slots=1, models=["m"])
+    claim = await tx(leases.claim, job.id, worker_id)
+    assert claim is not None
+    try:
+        yield Desk(tx, redis, publisher, hub, worker_id, claim)
+    finally:
+        await hub.stop()
+        await publisher.stop()
+        tx.close()
+        await redis.aclose()
+
+
+def delta(number: int) -> bytes:
+    """A delta that says its number."""
+    return orjson.dumps({"choices": [{"index": 0, "delta": {"content": f"{number} "}}]})
+
+
+async def say(job_log: JobLog, count: int, *, pause: float = 0.0) -> None:
+    """Say so many deltas, numbered on."""
+    for _ in range(count):
+        job_log.append([delta(job_log.next_seq)], job_log.next_seq)
+        await asyncio.sleep(pause)
+
+
+async def read(follower: Follower) -> list[Entry]:
+    """Everything to the end."""
+    found: list[Entry] = []
+    async with asyncio.timeout(30):
+        async for entries in follower.entries(quiet=0.2):
+            found += entries
+    assert found[-1].kind == END
+    return found
+
+
+def numbers(entries: list[Entry]) -> list[int]:
+    """The numbers of the deltas; each must say its own."""
+    found = []
+    for entry in entries:
+        for seq, line in enumerate(entry.deltas, entry.first_seq):
+            assert line == delta(seq)
+            found.append(seq)
+    return found
+
+
+@pytest.mark.parametrize("after", [FROM_START, 1, 7, 25, 49, 50])
+async def test_a_reader_gets_exactly_what_comes_after_its_cursor(desk: Desk, after: int) -> None:
+    """Live, and again from the archive."""
+    job_log = await desk.log()
+    await say(job_log, 20)
+    reading = asyncio.create_task(read(desk.follower(after)))
+    await say(job_log, 30, pause=0.001)
+    job = await desk.finish(job_log)
+
+    rest = list(range(max(after, 0) + 1, 51))
+    assert numbers(await reading) == rest
+    await desk.redis.flushall()
+    assert numbers(await read(desk.follower(after, job))) == rest
+
+
+async def test_dropped_connections_leave_no_gap(desk: Desk) -> None:
+    """The bell is cut off again and again; what it lost is read from the log."""
+    job_log = await desk.log()
+    readers = [asyncio.create_task(read(desk.follower())) for _ in range(20)]
+    for _ in range(8):
+        await say(job_log, 40, pause=0.002)
+        await desk.redis.client_kill_filter(_type="pubsub")
+    await desk.finish(job_log)
+
+    for reading in readers:
+        assert numbers(await reading) == list(range(1, 321))
+
+
+async def test_an_earlier_attempt_can_write_no_more(desk: Desk) -> None:
+    """The log itself refuses a worker that lost its lease, and nobody hears of what it said."""
+    first = await desk.log()
+    await say(first, 5)
+    reading = asyncio.create_task(read(desk.follower()))
+    await desk.listened_to()
+    await desk.again()
+    second = await desk.log()
+
+    await say(first, 1)
+    await asyncio.wait_for(first.fenced.wait(), 10)
+    await say(second, 3)
+    await desk.finish(second)
+
+    entries = await reading
+    assert [entry.kind for entry in entries if entry.kind == RETRYING] == [RETRYING]
+    assert numbers(entries) == [1, 2, 3, 4, 5, 7, 8, 9]
+    assert entries[-1].attempt == 2
+
+
+async def test_an_emptied_redis_is_healed_by_the_archive(desk: Desk) -> None:
+    """The log is lost in the middle: the reader waits, and gets the rest from the row."""
+    job_log = await desk.log()
+    await say(job_log, 10)
+    late = desk.follower()
+    await desk.redis.flushall()
+    reading = asyncio.create_task(read(late))
+    await say(job_log, 10, pause=0.01)
+    await desk.finish(job_log)
+
+    assert numbers(await reading) == list(range(1, 21))
+
+
+async def test_redis_away_delays_but_loses_nothing(desk: Desk, redis_server: Valkey) -> None:
+    """Deltas wait in the worker while Redis restarts."""
+    job_log = await desk.log()
+    reading = asyncio.create_task(read(desk.follower()))
+    await say(job_log, 10, pause=0.005)
+    redis_server.kill()
+    await say(job_log, 200)
+    redis_server.restart()
+    await say(job_log, 10, pause=0.005)
+    await desk.finish(job_log)
+
+    assert numbers(await reading) == list(range(1, 221))
+    assert desk.publisher.held == 0
+
+
+async def test_what_waits_for_redis_is_bounded(desk: Desk, redis_server: Valkey) -> None:
+    """Past the bound the upstream has to wait, until Redis is back."""
+    job_log = await desk.log()
+    redis_server.kill()
+    while desk.publisher.held <= BOUND:
+        await say(job_log, 100)
+    waiting = asyncio.create_task(desk.publisher.room())
+    done, _ = await asyncio.wait({waiting}, timeout=0.2)
+
+    assert not done
+    redis_server.restart()
+    await asyncio.wait_for(waiting, 15)
+
+
+async def test_a_slow_reader_is_sent_to_the_log(desk: Desk) -> None:
+    """It neither slows the others nor fills the memory, and misses nothing."""
+    job_log = await desk.log()
+    follower = desk.follower()
+    batches = follower.entries(quiet=0.2)
+    await anext(batches)
+    for _ in range(BUFFER + 50):
+        await say(job_log, 1)
+        await asyncio.sleep(0.001)
+    await desk.finish(job_log)
+
+    found: list[Entry] = []
+    async with asyncio.timeout(20):
+        async for entries in batches:
+            found += entries
+    assert numbers(found) == list(range(1, BUFFER + 51))
+
+
+async def test_a_lost_end_is_found_in_the_row(desk: Desk) -> None:
+    """The worker dies between its commit and the last message."""
+    job_log = await desk.log()
+    await say(job_log, 5)
+    reading = asyncio.create_task(read(desk.follower()))
+    await desk.listened_to()
+    await desk.finish(job_log, announce=False)
+
+    assert numbers(await reading) == [1, 2, 3, 4, 5]
+
+
+async def test_nothing_left_is_410(desk: Desk) -> None:
+    """When log and archive are gone the reader is told where the result is."""
+    job_log = await desk.log()
+    await say(job_log, 3)
+    job = await desk.finish(job_log)
+    await desk.redis.flushall()
+
+    def forget(session: Session) -> None:
+        content = session.get_one(JobContent, job.id)
+        content.log = None
+        session.add(content)
+
+    await desk.tx(forget)
+
+    with pytest.raises(StreamExpired, match=job.id):
+        await read(desk.follower(job=job))
+
+
+async def test_jobs_nobody_streams_are_logged_once_a_second(desk: Desk) -> None:
+    """Their deltas gather; the end takes along what is left."""
+    opened = await desk.publisher.open(desk.claim.job.id, desk.claim.job.attempt, every=1.0)
+    assert opened is not None
+    await say(opened, 100, pause=0.002)
+    await desk.finish(opened)
+
+    entries = await streams.read(desk.redis, desk.claim.job.id)
+    assert 1 <= len([entry for entry in entries if entry.kind == DELTAS]) <= 3
+    assert numbers(entries) == list(range(1, 101))
