@@ -1,0 +1,205 @@
+"""The control loops: lost hints are sent again, dead workers' jobs taken back, by one leader."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
+
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared import db, jobs, keys, leases, queue, streams
+from shared.jobs import Submission
+from shared.lifecycle import JobStatus, Lane
+from shared.tables import Job
+from tests.valkey import Valkey
+from workers.control import Control
+from workers.settings import WorkerSettings
+
+T = TypeVar("T")
+
+
+@dataclass
+class Room:
+    """A database, a broker, and the control loops of as many processes as are asked for."""
+
+    url: str
+    settings: WorkerSettings
+    tx: db.Transactions
+    redis: Redis
+    account_id: str
+    started: list[Control] = field(default_factory=list)
+
+    def control(self) -> Control:
+        """Start the loops as a process would."""
+        celery = queue.connect(self.settings.redis)
+        control = Control(self.settings, self.tx, self.redis, celery)
+        control.start()
+        self.started.append(control)
+        return control
+
+    async def submit(
+        self, count: int, *, lane: Lane = Lane.INTERACTIVE, max_attempts: int = 3
+    ) -> list[Job]:
+        """So many jobs, as if their hints were to follow."""
+        new = [
+            Submission(
+                account_id=self.account_id,
+                request_id="req",
+                model="m",
+                body=b"{}",
+                lane=lane,
+                max_attempts=max_attempts,
+                hinted=lane == Lane.INTERACTIVE,
+            )
+            for _ in range(count)
+        ]
+        return await self.tx(jobs.submit_all, new)
+
+    async def hints(self, lane: Lane = Lane.INTERACTIVE) -> int:
+        """How many the broker holds; -1 while it is away."""
+        try:
+            return int(await self.redis.llen(queue.queue_key(lane.value)))
+        except RedisError:
+            return -1
+
+    async def status(self, job: Job) -> str:
+        """A job's, now."""
+        return (await self.tx.read(jobs.find, self.account_id, job.id)).status
+
+
+@pytest.fixture
+async def room(database_url: str, redis_server: Valkey) -> AsyncIterator[Room]:
+    """Quick settings: a hint is stale after a second, a worker dead after two."""
+    settings = WorkerSettings(
+        database_url=SecretStr(database_url),
+        redis_url=SecretStr(redis_server.url),
+        hint_ttl=timedelta(seconds=1),
+        hint_window=100,
+        lease_ttl=timedelta(seconds=2),
+        lease_beat=timedelta(seconds=0.3),
+        lease_margin=timedelta(seconds=0.5),
+    )
+    tx = db.Transactions(db.connect(database_url))
+    redis = streams.open_redis(redis_server.url)
+    key, _ = await tx(keys.create, account="a")
+    opened = Room(database_url, settings, tx, redis, key.account_id)
+    try:
+        yield opened
+    finally:
+        for control in opened.started:
+            await control.stop()
+        tx.close()
+        await redis.aclose()
+
+
+async def until(look: Callable[[], Awaitable[T]], expected: T, within: float = 15.0) -> None:
+    """Wait for something, in turns of the loop."""
+    async with asyncio.timeout(within):
+        while await look() != expected:
+            await asyncio.sleep(0.05)
+
+
+async def test_lost_hints_are_sent_again(room: Room) -> None:
+    """Jobs whose hints never arrived, or vanished with Redis, get new ones."""
+    await room.submit(5)
+    room.control()
+    await until(room.hints, 5)
+
+    await room.redis.flushall()
+    await until(room.hints, 5)
+
+
+async def test_what_waits_in_the_broker_is_not_hinted_over_and_over(room: Room) -> None:
+    """A backlog is no loss: hints that are only old are left alone, and the window holds."""
+    await room.submit(150)
+    room.control()
+    await until(room.hints, 100)
+
+    # Several times the age at which a hint would be stale.
+    for _ in range(40):
+        assert await room.hints() == 100
+        await asyncio.sleep(0.1)
+
+
+async def test_batch_jobs_leave_the_last_third_of_the_slots_alone(room: Room) -> None:
+    """They are let in as slots are free, never more."""
+    await room.tx(leases.register, pid=1, slots=9, models=["m"])
+    await room.submit(20, lane=Lane.BATCH)
+    room.control()
+    await until(lambda: room.hints(Lane.BATCH), 6)
+
+    for _ in range(25):
+        assert await room.hints(Lane.BATCH) == 6
+        await asyncio.sleep(0.1)
+
+
+async def test_a_silent_workers_job_is_taken_back(room: Room) -> None:
+    """Its counter stood still for a whole lease; nobody's clock was asked."""
+    [job] = await room.submit(1)
+    silent = await room.tx(leases.register, pid=1, slots=1, models=["m"])
+    assert await room.tx(leases.claim, job.id, silent) is not None
+    room.control()
+
+    await until(lambda: room.status(job), JobStatus.QUEUED.value)
+
+    assert await room.tx(leases.beat, silent) is None
+
+
+async def test_a_job_that_is_given_up_ends_its_log(room: Room) -> None:
+    """Whoever reads it learns of the end, and the row knows the end's number."""
+    [job] = await room.submit(1, max_attempts=1)
+    silent = await room.tx(leases.register, pid=1, slots=1, models=["m"])
+    assert await room.tx(leases.claim, job.id, silent) is not None
+    await streams.mark(room.redis, job.id, 1, streams.STARTED + b"{}", otherwise=4, ttl_ms=60_000)
+    room.control()
+    await until(lambda: room.status(job), JobStatus.FAILED.value)
+
+    async def end() -> tuple[bytes, int]:
+        entry = await streams.last(room.redis, job.id)
+        assert entry is not None
+        return entry.kind, (await room.tx.read(jobs.find, room.account_id, job.id)).last_seq
+
+    await until(end, (streams.END, 5))
+
+
+async def test_a_beating_worker_keeps_its_job(room: Room) -> None:
+    """As long as it beats, however long the job takes."""
+    [job] = await room.submit(1)
+    busy = await room.tx(leases.register, pid=1, slots=1, models=["m"])
+    assert await room.tx(leases.claim, job.id, busy) is not None
+    room.control()
+
+    for _ in range(12):
+        assert await room.tx(leases.beat, busy) == []
+        await asyncio.sleep(0.3)
+    assert await room.status(job) == JobStatus.IN_PROGRESS
+
+
+async def test_another_process_takes_over_from_a_leader_that_stopped(room: Room) -> None:
+    """It has to watch the leader stand still for a whole lease first."""
+    first = room.control()
+    await room.submit(1)
+    await until(room.hints, 1)
+    room.control()
+    await first.stop()
+    room.started.remove(first)
+    await room.redis.flushall()
+
+    await until(room.hints, 1)
+
+
+async def test_the_loops_need_no_redis(room: Room, redis_server: Valkey) -> None:
+    """With Redis away dead workers are still found, and hints go out once it is back."""
+    [job] = await room.submit(1)
+    silent = await room.tx(leases.register, pid=1, slots=1, models=["m"])
+    assert await room.tx(leases.claim, job.id, silent) is not None
+    room.control()
+    redis_server.kill()
+    await until(lambda: room.status(job), JobStatus.QUEUED.value, 30)
+    redis_server.restart()
+
+    await until(room.hints, 1, 30)

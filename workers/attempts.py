@@ -1,0 +1,219 @@
+"""One try at a job: claim, stream, settle. The heart of a worker."""
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import structlog
+from redis.exceptions import RedisError
+
+from shared import clock, endings, ids, leases, streams
+from shared.chat import Transcript
+from shared.errors import (
+    Fault,
+    InternalError,
+    ModelUnavailable,
+    ServiceError,
+    Unavailable,
+    UpstreamTimeout,
+    WorkerLost,
+)
+from shared.lifecycle import TERMINAL
+from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Said
+from shared.tables import Job
+from workers import retry
+from workers.bench import Bench
+from workers.running import Running
+from workers.upstreams.protocol import Delta
+
+log = structlog.get_logger()
+
+UNREAD_EVERY = 1.0
+"""Seconds between two appends of a job that nobody asked to stream."""
+CLOSE_WITHIN = 10.0
+"""Seconds to get the end into the log; after that readers learn it from the row."""
+
+
+async def run(bench: Bench, job_id: str) -> None:
+    """Try a job once. Quiet when it is held by another worker, cancelled or over."""
+    if job_id in bench.running:
+        return
+    worker_id = bench.heartbeat.worker_id
+    if worker_id is None or not bench.heartbeat.held or bench.draining:
+        await bench.tx(leases.forget_hints, [job_id])  # the sweep sends another
+        return
+    claim = await bench.tx(leases.claim, job_id, worker_id)
+    if claim is None or job_id in bench.running:
+        return
+    request = orjson.loads(claim.request)
+    running = Running(claim, Transcript(n=request.get("n") or 1))
+    structlog.contextvars.bind_contextvars(
+        request_id=claim.job.request_id, job_id=job_id, attempt=claim.lease.attempt
+    )
+    with bench.holding(running):
+        outcome = await _outcome(bench, running, request)
+        job = None if outcome is None else await _settle(bench, running, outcome)
+        await _tell(bench, running, job)
+
+
+async def _outcome(bench: Bench, running: Running, request: dict[str, Any]) -> Outcome | None:
+    """How the attempt ends; None when it was fenced and has nothing more to say."""
+    running.task = asyncio.create_task(_stream(bench, running, request))
+    if bench.draining:
+        running.stop("handed_back")
+    try:
+        await asyncio.wait({running.task})
+    except asyncio.CancelledError:  # Celery's hard limit, or the end of the process
+        running.stop("handed_back")
+        await asyncio.wait({running.task})
+    if not running.task.cancelled():
+        return _ended(running)
+    match running.why:
+        case "cancelled":
+            return Cancelled(_said(running))
+        case "handed_back":
+            return HandedBack(_said(running))
+        case _:
+            return None
+
+
+def _ended(running: Running) -> Outcome:
+    """What the stream's end means: its own outcome, or a decision about its failure."""
+    assert running.task is not None
+    error = running.task.exception()
+    if error is None:
+        return running.task.result()
+    if isinstance(error, TimeoutError):
+        error = UpstreamTimeout("The attempt took longer than it may in all.")
+    if not isinstance(error, ServiceError):
+        log.error("attempt_broke", exc_info=error)
+        error = InternalError("Something went wrong on our side; it has been logged.")
+    claim, job = running.claim, running.claim.job
+    decided = retry.after_failure(
+        error,
+        tries=claim.tries,
+        max_attempts=job.max_attempts,
+        spoke=running.transcript.spoke,
+        read_live=_read_live(job),
+    )
+    log.info("attempt_failed", code=error.code, decision=type(decided).__name__.lower())
+    return replace(decided, said=_said(running))
+
+
+def _read_live(job: Job) -> bool:
+    """Whether a reader may have seen text that cannot be unsaid."""
+    return job.stream and not job.background
+
+
+async def _stream(bench: Bench, running: Running, request: dict[str, Any]) -> Outcome:
+    """Call the upstream and pass on what it says, to the end. Raises `ServiceError`."""
+    job = running.claim.job
+    if job.cancel_requested_at is not None:
+        return Cancelled()
+    every = 0.0 if job.stream else UNREAD_EVERY
+    try:
+        if await _cannot_be_unsaid(bench, job):
+            return Failed(Fault.of(WorkerLost("The worker was lost after it had begun to answer.")))
+        running.log = await bench.publisher.open(job.id, job.attempt, every=every)
+    except (RedisError, OSError) as error:
+        log.warning("redis_away", error=str(error))
+        return HandedBack()
+    if running.log is None:  # the row was put back to an older attempt: catch up with the log
+        return HandedBack()
+    model = running.model = bench.catalog.find(job.model)
+    upstream = bench.upstreams.get(model.upstream)
+    if upstream is None:
+        raise ModelUnavailable(f"This worker has no key for the upstream of {job.model!r}.")
+    async with (
+        asyncio.timeout(bench.settings.attempt_timeout.total_seconds()),
+        aclosing(upstream.stream(request, model=model.upstream_model)) as batches,
+    ):
+        async for batch in batches:
+            _take(running, batch)
+            await bench.publisher.room()
+    return Completed(_said(running))
+
+
+async def _cannot_be_unsaid(bench: Bench, job: Job) -> bool:
+    """Whether a reader has seen text of an attempt before this one."""
+    if job.attempt == 1 or not _read_live(job):
+        return False
+    entry = await streams.last(bench.redis, job.id)
+    return entry is not None and entry.kind == streams.DELTAS
+
+
+def _take(running: Running, batch: list[Delta]) -> None:
+    """Write what was said into the transcript and the log."""
+    transcript, lines = running.transcript, []
+    for delta in batch:
+        if delta.usage is not None:
+            running.usage = delta.usage
+        transcript.add(delta.choices, delta.extra)
+        if delta.raw:
+            lines.append(delta.raw)
+    if running.first_delta_at is None and transcript.spoke:
+        running.first_delta_at = clock.now()
+    if lines and running.log is not None:
+        running.log.append(lines, transcript.characters)
+
+
+def _said(running: Running) -> Said:
+    """What the model said, as it is kept."""
+    job, job_log = running.claim.job, running.log
+    if job_log is None:
+        return Said()
+    response = running.transcript.completion(
+        id=ids.COMPLETION + job.id,
+        created=clock.seconds(job.created_at) or 0,
+        model=job.model,
+        usage=running.usage,
+    )
+    return Said(
+        response=orjson.dumps(response),
+        log=b"\n".join(job_log.lines),
+        first_seq=job_log.first_seq,
+        deltas=len(job_log.lines),
+        characters=running.transcript.characters,
+        usage=running.usage,
+        first_delta_at=running.first_delta_at,
+        provider=running.model.upstream if running.model else None,
+        served_model=running.model.upstream_model if running.model else None,
+    )
+
+
+async def _settle(bench: Bench, running: Running, outcome: Outcome) -> Job | None:
+    """Write the end down, for as long as the lease is held; the job, None when it was lost."""
+    lease, pause = running.claim.lease, 0.1
+    while True:
+        try:
+            job = await bench.tx(leases.settle, lease, outcome)
+        except Unavailable:
+            if not bench.heartbeat.held:
+                return None
+            log.warning("settle_waits_for_database")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
+        else:
+            if job is None:
+                log.warning("late")
+            else:
+                log.info("attempt_ended", outcome=type(outcome).__name__.lower(), status=job.status)
+            return job
+
+
+async def _tell(bench: Bench, running: Running, job: Job | None) -> None:
+    """After the commit: end the log, or leave it to the next attempt."""
+    if job is None or job.status not in TERMINAL:
+        if running.log is not None:
+            running.log.drop()
+    elif running.log is None:
+        await endings.announce(bench.tx, bench.redis, job)
+    else:
+        end = streams.end_payload(job.status, error=job.error, usage=job.usage)
+        try:
+            async with asyncio.timeout(CLOSE_WITHIN):
+                await running.log.close(end)
+        except TimeoutError:
+            running.log.drop()
