@@ -1,0 +1,97 @@
+"""The native view's requests: completions with a time, a lane and a webhook, up to a thousand."""
+
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from api.parse import validate, wrong
+from api.wire.chat import ChatCompletionRequest
+from api.wire.shapes import Closed, UnixSeconds
+from shared import clock
+from shared.errors import InvalidRequest
+
+MOST_JOBS = 1_000
+FURTHEST = 30 * 24 * 3600
+"""Seconds ahead a job may be planned."""
+
+
+def _web_address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        told = bool(parts.hostname) and parts.username is None and parts.port != 0
+        told = told and url.isascii() and url.isprintable() and " " not in url
+    except ValueError:  # a bracket or a port that is none
+        told = False
+    if not told or parts.scheme not in ("http", "https"):
+        raise PydanticCustomError("url", "should be an http or https URL without credentials")
+    return url
+
+
+WebAddress = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_web_address)]
+Event = Literal[
+    "chat.completion.completed",
+    "chat.completion.failed",
+    "chat.completion.cancelled",
+    "chat.completion.expired",
+]
+
+
+class Webhook(Closed):
+    """Where to tell of the job's end. Whether the address is a public one is asked at delivery."""
+
+    url: WebAddress
+    events: Annotated[list[Event], Field(min_length=1, max_length=4, fail_fast=True)] | None = None
+    """Which ends to tell of; None means every one."""
+
+
+class JobSubmit(ChatCompletionRequest):
+    """One job of `POST /v1/jobs`: a chat completion request and how to queue it."""
+
+    OURS: ClassVar[frozenset[str]] = ChatCompletionRequest.OURS | {
+        "run_at",
+        "expires_at",
+        "lane",
+        "webhook",
+        "max_attempts",
+    }
+
+    run_at: UnixSeconds | None = None
+    """Unix seconds; a moment that has passed means at once."""
+    expires_at: UnixSeconds | None = None
+    """Unix seconds by which it must have started."""
+    lane: Literal["interactive", "batch"] | None = None
+    webhook: Webhook | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=10)] | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "JobSubmit":
+        # Our own clock will do: this only catches milliseconds and slips, it decides nothing.
+        if self.run_at is not None and self.run_at > clock.now() // 1000 + FURTHEST:
+            raise wrong("run_at", "should be Unix seconds, at most 30 days ahead")
+        if self.expires_at is not None and self.expires_at <= (self.run_at or 0):
+            raise wrong("expires_at", "should be later than 'run_at'")
+        return self
+
+
+def parse_submission(data: Any) -> list[JobSubmit]:
+    """The jobs in a body that is one request or an array of 1 to 1,000; one fault refuses all.
+
+    A job in an array has nobody to stream to, so `stream: true` there is refused. Raises
+    `InvalidRequest`, with a `param` such as `[3].messages[0].content` for arrays.
+    """
+    if not isinstance(data, list):
+        return [validate(JobSubmit, data)]
+    if not 1 <= len(data) <= MOST_JOBS:
+        raise InvalidRequest(f"An array must hold 1 to {MOST_JOBS:,} jobs; got {len(data):,}.")
+    jobs = []
+    for number, item in enumerate(data):
+        job = validate(JobSubmit, item, within=f"[{number}]")
+        if job.stream:
+            raise InvalidRequest(
+                "Jobs in an array cannot stream to the answer; read their events instead.",
+                param=f"[{number}].stream",
+            )
+        jobs.append(job)
+    return jobs
