@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from pydantic import Field
 
-from shared.settings import StoreSettings
+from shared.settings import Duration, StoreSettings
 
 
 class ApiSettings(StoreSettings):
@@ -16,13 +16,13 @@ class ApiSettings(StoreSettings):
     """Serve `/metrics`."""
     body_limit: int = 8 * 1024 * 1024
     """Bytes a request body may have."""
-    hold_limit: timedelta = timedelta(seconds=590)
+    hold_limit: Duration = timedelta(seconds=590)
     """The longest a plain request is held open; below the SDKs' own 600 s."""
-    heartbeat: timedelta = timedelta(seconds=10)
+    heartbeat: Duration = timedelta(seconds=10)
     """How long a stream may be silent before we send a comment to keep proxies awake."""
-    disconnect_grace: timedelta = timedelta(seconds=30)
+    disconnect_grace: Duration = timedelta(seconds=30)
     """How long a job whose last reader left waits for one to come back before it is cancelled."""
-    shutdown_grace: timedelta = timedelta(seconds=10)
+    shutdown_grace: Duration = timedelta(seconds=10)
     """How long open streams may go on after SIGTERM."""
     max_attempts: int = Field(default=3, ge=1, le=100)
     """Tries a job gets, unless it says otherwise."""

@@ -1,0 +1,42 @@
+"""The API's wiring: routes, error handlers, what surrounds a request, and the lifespan."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from api import errors, front
+from api.middleware import Metrics, Requests
+from api.routes import chat, completions, health, jobs, models
+from api.settings import ApiSettings
+from api.wire.openapi import REFUSALS
+
+DESCRIPTION = """
+A durable queue for LLM completions. Every accepted request is a **job**: hold on for its answer,
+stream it, or come back for it later, from any connection. OpenAI's SDKs work unchanged.
+"""
+
+
+def create_app(settings: ApiSettings) -> FastAPI:
+    """The API as an ASGI app; opens database and Redis when it starts."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with front.lifespan(settings, metrics) as opened:
+            app.state.front = opened
+            yield
+
+    app = FastAPI(
+        title="Sluice",
+        version="0.1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        responses=REFUSALS,
+        redirect_slashes=False,  # a redirect would name the host as we see it
+    )
+    for resource in (chat, completions, jobs, models, health):
+        app.include_router(resource.router)
+    errors.install(app)
+    app.add_middleware(Requests, metrics=metrics, body_limit=settings.body_limit)
+    return app

@@ -1,0 +1,82 @@
+"""Who is being read: jobs that live by their readers are kept from being abandoned.
+
+Presence is a moment in the row that this process moves on while it has a reader. So a crash of the
+process needs no cleaning up, and a reader on any other process counts as well.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import structlog
+
+from shared import jobs
+from shared.db import Transactions
+from shared.tables import Job
+
+log = structlog.get_logger()
+
+CANCEL = "cancel"
+RENEW_EVERY = 10.0
+"""Seconds between two renewals."""
+
+
+class Attendance:
+    """The readers of this process."""
+
+    def __init__(self, tx: Transactions, grace: timedelta) -> None:
+        self._tx = tx
+        self._grace_ms = round(grace.total_seconds() * 1000)
+        self._present: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def first_term(self) -> int:
+        """Milliseconds a job may wait for the first renewal."""
+        return self._grace_ms + round(RENEW_EVERY * 2000)
+
+    def start(self) -> None:
+        """Begin to renew; needs the running loop."""
+        self._spawn(self._renew())
+
+    async def stop(self) -> None:
+        """Stop renewing: the grace of what is still read begins now, for another process."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @contextmanager
+    def reading(self, job: Job, *, anew: bool = False) -> Iterator[None]:
+        """Somebody reads this job until the context ends; `anew`: it was submitted earlier."""
+        if job.on_disconnect != CANCEL:
+            yield
+            return
+        self._present[job.id] += 1
+        if anew:
+            self._spawn(self._attend([job.id], self.first_term))
+        try:
+            yield
+        finally:
+            self._present[job.id] -= 1
+            if self._present[job.id] == 0:
+                del self._present[job.id]
+                self._spawn(self._attend([job.id], self._grace_ms))
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_EVERY)
+            if self._present:
+                await self._attend(list(self._present), self.first_term)
+
+    async def _attend(self, job_ids: list[str], for_ms: int) -> None:
+        try:
+            await self._tx(jobs.attend, job_ids, for_ms)
+        except Exception as error:  # the next renewal may be luckier
+            log.warning("attendance_not_noted", error=repr(error))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,78 @@
+"""Everything one api process works with, opened and closed in the right order."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from api.attendance import Attendance
+from api.hub import Hub
+from api.middleware import Metrics
+from api.settings import ApiSettings
+from api.window import Window
+from shared import catalog, db, leases, queue, streams
+from shared.catalog import Catalog
+from shared.queue import Hints
+from shared.tables import Job
+
+log = structlog.get_logger()
+
+
+class Front:
+    """What routes share in one process."""
+
+    def __init__(
+        self,
+        settings: ApiSettings,
+        *,
+        tx: db.Transactions,
+        redis: Redis,
+        catalog: Catalog,
+        metrics: Metrics,
+    ) -> None:
+        self.settings = settings
+        self.tx = tx
+        self.redis = redis
+        self.catalog = catalog
+        self.metrics = metrics
+        self.hub = Hub(redis)
+        self.attendance = Attendance(tx, settings.disconnect_grace)
+        self.window = Window(redis, settings.hint_window)
+        self.hints = Hints(queue.connect(settings.redis), self._lost)
+        self._loop = asyncio.get_running_loop()
+
+    async def forget(self, job: Job) -> None:
+        """Delete a deleted job's log."""
+        try:
+            await self.redis.delete(streams.log_name(job.id))
+        except (RedisError, OSError) as error:
+            log.warning("log_not_deleted", job_id=job.id, error=str(error))  # it expires
+
+    def _lost(self, job_ids: list[str]) -> None:
+        """From the thread of the hints: these were not sent, the sweep has to."""
+        asyncio.run_coroutine_threadsafe(self.tx(leases.forget_hints, job_ids), self._loop)
+
+
+@asynccontextmanager
+async def lifespan(settings: ApiSettings, metrics: Metrics) -> AsyncIterator[Front]:
+    """Open the front and close it. Nothing here waits for database or Redis to be there."""
+    redis = streams.open_redis(settings.redis)
+    tx = db.Transactions(db.connect(settings.database))
+    front = Front(
+        settings, tx=tx, redis=redis, catalog=catalog.load(settings.catalog), metrics=metrics
+    )
+    front.hub.start()
+    front.attendance.start()
+    front.window.start()
+    try:
+        yield front
+    finally:
+        await front.window.stop()
+        await front.attendance.stop()
+        await front.hub.stop()
+        await asyncio.to_thread(front.hints.close)
+        tx.close()
+        await redis.aclose()

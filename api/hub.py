@@ -1,0 +1,193 @@
+"""One pub/sub connection for all the readers of a process.
+
+Pub/sub drops messages in silence, so nothing here is trusted to be whole: whenever a subscription
+is confirmed anew, or a reader's buffer is full, the reader is told that it has `missed` something
+and reads the log instead. Nobody waits for the slowest.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+
+from shared import streams
+
+log = structlog.get_logger()
+
+BUFFER = 256
+"""Messages kept for a reader before it is sent to the log."""
+ACKNOWLEDGED_WITHIN = 2.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+"""Seconds between tries while Redis is away."""
+PING_EVERY = 1.0
+SILENT_FOR = 4.0
+"""Seconds without a word, not even to our pings, after which a connection is dead."""
+
+
+class Bell:
+    """What one reader hears of one job."""
+
+    def __init__(self) -> None:
+        self.missed = False
+        """Something may have been lost: read the log."""
+        self._messages: deque[bytes] = deque()
+        self._rung = asyncio.Event()
+
+    def ring(self, message: bytes) -> None:
+        """A message came."""
+        if len(self._messages) >= BUFFER:
+            self.miss()
+        elif not self.missed:
+            self._messages.append(message)
+            self._rung.set()
+
+    def miss(self) -> None:
+        """Forget what waits; the log has it all."""
+        self._messages.clear()
+        self.missed = True
+        self._rung.set()
+
+    async def wait(self, seconds: float) -> list[bytes]:
+        """The messages that came, at once or within so many seconds; none, and `missed`, if some
+        may be lost."""
+        if not self._rung.is_set():
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._rung.wait()
+            except TimeoutError:
+                return []
+        self._rung.clear()
+        messages = list(self._messages)
+        self._messages.clear()
+        return messages
+
+    def caught_up(self) -> None:
+        """The log is about to be read."""
+        self.missed = False
+        self._rung.clear()
+        self._messages.clear()
+
+
+class Hub:
+    """Keeps the connection, the subscriptions and the readers."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self._bells: dict[bytes, set[Bell]] = {}
+        self._acknowledged: dict[bytes, asyncio.Event] = {}
+        self._wanted: dict[bytes, bool] = {}
+        """Channels to subscribe to (True) or to leave, in the next write."""
+        self._wake = asyncio.Event()
+        self._pause = FIRST_PAUSE
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Connect, and go on connecting; needs the running loop."""
+        self._task = asyncio.create_task(self._run(), name="hub")
+
+    async def stop(self) -> None:
+        """Hang up."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def readers(self) -> int:
+        """How many are listening."""
+        return sum(map(len, self._bells.values()))
+
+    @asynccontextmanager
+    async def listen(self, job_id: str) -> AsyncIterator[Bell]:
+        """Hear of everything appended to a job's log from now on.
+
+        Returns once Redis has confirmed, or after a while without: then `missed` will be set when
+        it does.
+        """
+        channel, bell = streams.log_name(job_id).encode(), Bell()
+        bells = self._bells.setdefault(channel, set())
+        bells.add(bell)
+        acknowledged = self._acknowledged.get(channel)
+        if acknowledged is None:
+            acknowledged = self._acknowledged[channel] = asyncio.Event()
+            self._want(channel, True)
+        try:
+            if not acknowledged.is_set():
+                try:
+                    async with asyncio.timeout(ACKNOWLEDGED_WITHIN):
+                        await acknowledged.wait()
+                except TimeoutError:
+                    log.warning("subscription_waits", job_id=job_id)
+            yield bell
+        finally:
+            bells.discard(bell)
+            if not bells:
+                del self._bells[channel]
+                del self._acknowledged[channel]
+                self._want(channel, False)
+
+    def _want(self, channel: bytes, subscribed: bool) -> None:
+        self._wanted[channel] = subscribed
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._live()
+            except Exception as error:  # whatever it is, the readers need a hub
+                if self._pause == FIRST_PAUSE:
+                    log.warning("bell_lost", error=repr(error))
+            for acknowledged in self._acknowledged.values():
+                acknowledged.clear()
+            await asyncio.sleep(self._pause)
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    async def _live(self) -> None:
+        """One connection, until it breaks."""
+        pool: Any = self.redis.connection_pool
+        connection: Any = pool.make_connection()
+        await connection.connect()
+        try:
+            self._pause = FIRST_PAUSE
+            self._wanted = dict.fromkeys(self._bells, True)
+            self._wake.set()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._write(connection))
+                tasks.create_task(self._read(connection))
+        finally:
+            await connection.disconnect()
+
+    async def _write(self, connection: AbstractConnection) -> None:
+        """Subscribe to what is wanted as soon as it is; ping when there is nothing to do."""
+        while True:
+            try:
+                async with asyncio.timeout(PING_EVERY):
+                    await self._wake.wait()
+            except TimeoutError:
+                await connection.send_command("PING", check_health=False)
+                continue
+            self._wake.clear()
+            wanted, self._wanted = self._wanted, {}
+            for command, subscribed in ((b"SUBSCRIBE", True), (b"UNSUBSCRIBE", False)):
+                channels = [name for name, want in wanted.items() if want is subscribed]
+                if channels:
+                    await connection.send_command(command, *channels, check_health=False)
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        while True:
+            # Our own pings are answered every second: silence means that the connection is dead.
+            reply = await connection.read_response(disable_decoding=True, timeout=SILENT_FOR)
+            kind = reply[0] if isinstance(reply, list) else None
+            if kind == b"message":
+                for bell in self._bells.get(reply[1], ()):
+                    bell.ring(reply[2])
+            elif kind == b"subscribe":
+                acknowledged = self._acknowledged.get(reply[1])
+                if acknowledged is not None:
+                    acknowledged.set()
+                for bell in self._bells.get(reply[1], ()):
+                    bell.miss()

@@ -1,0 +1,97 @@
+"""A job's entries as frames: OpenAI's chunks, or the named events of the native view."""
+
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from api import sse
+from api.following import FROM_START, Follower
+from api.front import Front
+from api.wire.objects import fault, job_object
+from shared import jobs
+from shared.errors import Fault
+from shared.lifecycle import JobStatus
+from shared.streams import DELTAS, END, RETRYING, STARTED, Entry
+from shared.tables import Job
+
+RESTARTED: Final = Fault(
+    503,
+    "stream_restarted",
+    "server_error",
+    "The worker was lost and the job began anew: read the stream again from the start.",
+    retryable=True,
+)
+
+
+async def chunks(front: Front, job: Job, *, after: int, anew: bool) -> AsyncGenerator[bytes]:
+    """The `chat.completion.chunk`s after a number, then `[DONE]`.
+
+    Yields nothing (`b""`) now and then while it waits. `anew`: the job was submitted earlier.
+    Raises `StreamFailed` when the job did not complete, or began anew after this reader had seen
+    text.
+    """
+    frames = sse.ChunkFrames(job)
+    follower = Follower(front.tx, front.hub, job, after=after)
+    shown = after > 0
+    quiet = min(2.0, front.settings.heartbeat.total_seconds())
+    with front.attendance.reading(job, anew=anew):
+        async for entries in follower.entries(quiet):
+            out = []
+            for entry in entries if shown else newest(entries):
+                if entry.kind == DELTAS:
+                    shown = True
+                    out.append(frames.chunks(entry.first_seq, entry.deltas))
+                elif entry.kind == RETRYING and shown:
+                    yield b"".join(out)
+                    # What was shown cannot be unsaid, and the new text would not follow on it.
+                    raise sse.StreamFailed(RESTARTED, job, entry.seq)
+                elif entry.kind == END:
+                    fields = entry.fields
+                    if fields["status"] != JobStatus.COMPLETED:
+                        yield b"".join(out)
+                        raise sse.StreamFailed(fault(fields["status"], fields), job, entry.seq)
+                    if job.include_usage and fields["usage"]:
+                        out += [frames.usage(entry.seq, fields["usage"]), sse.DONE]
+                    else:  # numbered, so that a browser that reconnects can be told to stay away
+                        out.append(b"id: %d\n%b" % (entry.seq, sse.DONE))
+            yield b"".join(out)
+
+
+def newest(entries: list[Entry]) -> list[Entry]:
+    """The entries of the last attempt among these: what an earlier one said is void."""
+    for number in range(len(entries) - 1, -1, -1):
+        if entries[number].kind in (STARTED, RETRYING):
+            return entries[number:]
+    return entries
+
+
+async def events(front: Front, job: Job, *, after: int) -> AsyncGenerator[bytes]:
+    """The native events after a number; the last carries the final job object."""
+    follower = Follower(front.tx, front.hub, job, after=after)
+    quiet = min(2.0, front.settings.heartbeat.total_seconds())
+    with front.attendance.reading(job, anew=True):
+        if after == FROM_START:
+            yield sse.RETRY + sse.event_frame("job.queued", {"job": job_object(job)})
+        async for entries in follower.entries(quiet):
+            out = []
+            for entry in entries:
+                if entry.kind == DELTAS:
+                    out += _delta_events(entry)
+                elif entry.kind == END:
+                    out.append(await _final_events(front, follower, entry))
+                else:
+                    name = "job.started" if entry.kind == STARTED else "job.retrying"
+                    out.append(sse.event_frame(name, entry.fields, entry.seq))
+            yield b"".join(out)
+
+
+def _delta_events(entry: Entry) -> list[bytes]:
+    return [
+        b"id: %d\nevent: job.delta\ndata: %b\n\n" % (seq, delta)
+        for seq, delta in enumerate(entry.deltas, entry.first_seq)
+    ]
+
+
+async def _final_events(front: Front, follower: Follower, entry: Entry) -> bytes:
+    job = await front.tx.read(jobs.find, follower.job.account_id, follower.job.id)
+    usage = b"" if job.usage is None else sse.event_frame("job.usage", job.usage)
+    return usage + sse.event_frame(f"job.{job.status}", {"job": job_object(job)}, entry.seq)

@@ -1,0 +1,129 @@
+"""`POST /v1/chat/completions` in all its forms: held, streamed, in the background."""
+
+from datetime import timedelta
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from api import parse, relay, sse
+from api.accept import accept, submission
+from api.deps import AuthorizedCaller, FrontDep
+from api.errors import envelope, json_response
+from api.following import FROM_START
+from api.front import Front
+from api.waiting import until_ended
+from api.wire.chat import ChatCompletionRequest
+from api.wire.objects import completion, completion_path, fault, job_object
+from api.wire.openapi import body_of
+from api.wire.prefer import Prefer, parse_prefer
+from shared import ids, jobs
+from shared.errors import Fault, SyncWaitExceeded
+from shared.lifecycle import TERMINAL, JobStatus
+from shared.tables import Job
+
+router = APIRouter(tags=["chat"])
+
+EARLY_FAILURE = 1.0
+"""Seconds a stream's status waits for the first word, so that a job that fails at once says so."""
+RETRY_AFTER = "2"
+CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
+"""Where openai-python and openai-node say after how many seconds they give up."""
+
+
+@router.post("/v1/chat/completions", openapi_extra=body_of(ChatCompletionRequest))
+async def create(request: Request, front: FrontDep, caller: AuthorizedCaller) -> Response:
+    """Ask a model. The job is durable before anything is answered."""
+    body, content_type = await request.body(), request.headers.get("content-type")
+    raw, asked = await parse.read(body, lambda: _parsed(body, content_type))
+    prefer = parse_prefer(",".join(request.headers.getlist("prefer")))
+    background = bool(asked.background) or prefer.respond_async
+    request_id = request.scope["state"]["request_id"]
+    new = submission(front, caller, request_id, asked, raw, background=background)
+    [job] = await accept(front, [new])
+    if asked.stream:
+        return await stream(front, job, after=FROM_START, anew=False)
+    with front.attendance.reading(job):
+        ended = await until_ended(front, job, _hold(request, front, prefer, background), request)
+        if ended.status not in TERMINAL and not background:
+            return await _held_too_long(request, front, ended)
+    if ended.status in TERMINAL:
+        return await answer(front, ended)
+    return await accepted(front, ended, prefer)
+
+
+def _parsed(body: bytes, content_type: str | None) -> tuple[Any, ChatCompletionRequest]:
+    raw = parse.parse_json(body, content_type=content_type)
+    return raw, parse.validate(ChatCompletionRequest, raw)
+
+
+def _hold(request: Request, front: Front, prefer: Prefer, background: bool) -> float:
+    """Seconds to hold the connection: the least of our limit, the client's timeout and its wish."""
+    if background:
+        return min(prefer.wait or 0.0, front.settings.hold_limit.total_seconds())
+    limits = [front.settings.hold_limit.total_seconds()]
+    if prefer.wait is not None:
+        limits.append(prefer.wait)
+    for name in CLIENT_TIMEOUTS:
+        try:
+            timeout = float(request.headers.get(name, ""))
+        except ValueError:
+            continue
+        if timeout > 0:
+            limits.append(timeout - min(10.0, timeout / 5))
+    return min(limits)
+
+
+def job_headers(job: Job) -> dict[str, str]:
+    """The headers every answer about a job carries."""
+    return {"x-job-id": ids.JOB + job.id, "location": completion_path(job)}
+
+
+async def stream(front: Front, job: Job, *, after: int, anew: bool) -> Response:
+    """The job's chunks after a number, live to the end; an early failure as a plain error.
+
+    `anew`: the job was submitted by an earlier request.
+    """
+    frames = relay.chunks(front, job, after=after, anew=anew)
+    try:
+        ready = await sse.opened(frames, EARLY_FAILURE)
+    except sse.StreamFailed as failed:
+        return _refused(failed.fault, job)
+    heartbeat = front.settings.heartbeat.total_seconds()
+    return sse.EventStream(ready, heartbeat=heartbeat, headers=job_headers(job))
+
+
+async def answer(front: Front, job: Job) -> Response:
+    """What a held request gets when its job has ended."""
+    if job.status != JobStatus.COMPLETED:
+        return _refused(fault(job.status, {"error": job.error}), job)
+    kept = await front.tx.read(jobs.content, job.id)
+    return json_response(kept.response or b"{}", headers=job_headers(job))
+
+
+def _refused(why: Fault, job: Job) -> Response:
+    # The job has run: an SDK that tried again by itself would run, and pay, another.
+    headers = {**job_headers(job), "x-should-retry": "false"}
+    return envelope(why, headers=headers, job_id=ids.JOB + job.id)
+
+
+async def accepted(front: Front, job: Job, prefer: Prefer) -> Response:
+    """202: the job is ours now, and here is where to look."""
+    headers = {**job_headers(job), "retry-after": RETRY_AFTER}
+    if prefer.respond_async:
+        headers["preference-applied"] = "respond-async"
+    position = await front.tx.read(jobs.position, job)
+    view = job_object(job, position=position)
+    return json_response(completion(job, None, job_view=view), status=202, headers=headers)
+
+
+async def _held_too_long(request: Request, front: Front, job: Job) -> Response:
+    # Also when the client has left: then nobody reads this, and the job is left to its grace.
+    if not await request.is_disconnected():
+        await front.tx(jobs.let_go_on, job.id)
+    where = completion_path(job)
+    error = SyncWaitExceeded(
+        f"Still running after the longest wait; the job goes on. Poll {where}.",
+        retry_after=timedelta(seconds=2),
+    )
+    return _refused(Fault.of(error), job)

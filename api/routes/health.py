@@ -1,0 +1,76 @@
+"""Health and metrics, for machines; without a key."""
+
+import asyncio
+from collections.abc import Awaitable
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis.exceptions import RedisError
+
+from api.deps import FrontDep
+from api.errors import json_response
+from api.front import Front
+from shared import jobs, leases
+from shared.errors import NotFound, Unavailable
+
+router = APIRouter(tags=["health"])
+
+CHECK_WITHIN = 2.0
+"""Seconds each check may take."""
+
+
+@router.get("/health/live")
+@router.head("/health/live", include_in_schema=False)
+async def live() -> Response:
+    """This process answers."""
+    return json_response({"status": "ok"})
+
+
+@router.get("/health/ready")
+@router.head("/health/ready", include_in_schema=False)
+async def ready(front: FrontDep) -> Response:
+    """Database, Redis and at least one live worker are there; 503 names what is not."""
+    names = ("database", "redis", "workers")
+    checks = (_database(front), _redis(front), _workers(front))
+    found = await asyncio.gather(*map(_within, checks))
+    ok = all(word == "ok" for word in found)
+    body = {"status": "ok" if ok else "unavailable", "checks": dict(zip(names, found, strict=True))}
+    return json_response(body, status=200 if ok else 503)
+
+
+async def _within(check: Awaitable[str]) -> str:
+    try:
+        async with asyncio.timeout(CHECK_WITHIN):
+            return await check
+    except TimeoutError:
+        return "no answer"
+    except (Unavailable, RedisError, OSError):
+        return "unavailable"
+
+
+async def _database(front: Front) -> str:
+    await front.tx.read(jobs.unfinished)
+    return "ok"
+
+
+async def _redis(front: Front) -> str:
+    await front.redis.ping()
+    return "ok"
+
+
+async def _workers(front: Front) -> str:
+    return "ok" if await front.tx.read(leases.alive) else "none alive"
+
+
+@router.get("/metrics")
+async def metrics(request: Request, front: FrontDep) -> Response:
+    """Prometheus: this process's counters, and the queue as the database has it."""
+    if not front.settings.metrics:
+        raise NotFound("Metrics are switched off.")
+    shown = front.metrics
+    shown.readers.set(front.hub.readers)
+    for status, count in (await front.tx.read(jobs.unfinished)).items():
+        shown.jobs.labels(status).set(count)
+    shown.workers.set(len(await front.tx.read(leases.alive)))
+    return Response(generate_latest(shown.registry), media_type=CONTENT_TYPE_LATEST)

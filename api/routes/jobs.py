@@ -1,0 +1,118 @@
+"""The native view: submit one job or a thousand, list, look closely, follow, cancel."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from api import parse, relay, sse
+from api.accept import accept, submission
+from api.deps import AuthorizedCaller, FrontDep
+from api.errors import json_response
+from api.following import FROM_START, at_the_end
+from api.front import Front
+from api.routes.chat import job_headers
+from api.routes.completions import cancelled
+from api.waiting import last_entry
+from api.wire.jobs import JobSubmit, parse_submission
+from api.wire.objects import attempt_object, job_object, list_object
+from api.wire.openapi import body_of
+from api.wire.queries import JobFilters, parse_query, parse_starting_after
+from shared import ids, jobs, listing
+from shared.errors import ServiceError
+from shared.tables import Job
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+@router.post("", status_code=202, openapi_extra=body_of(JobSubmit, arrays=True))
+async def submit(request: Request, front: FrontDep, caller: AuthorizedCaller) -> Response:
+    """Submit one chat request, or an array of up to 1,000: all of them or none."""
+    body, content_type = await request.body(), request.headers.get("content-type")
+    raw, asked = await parse.read(body, lambda: _parsed(body, content_type))
+    request_id = request.scope["state"]["request_id"]
+    raws = raw if isinstance(raw, list) else [raw]
+    new = []
+    for number, (job, body) in enumerate(zip(asked, raws, strict=True)):
+        try:
+            new.append(submission(front, caller, request_id, job, body, background=True))
+        except ServiceError as error:
+            if isinstance(raw, list) and error.param is not None:
+                error.param = f"[{number}].{error.param}"
+            raise
+    rows = await accept(front, new)
+    if isinstance(raw, list):
+        return json_response(list_object([job_object(job) for job in rows]), status=202)
+    position = await front.tx.read(jobs.position, rows[0])
+    headers = {**job_headers(rows[0]), "location": f"/v1/jobs/{ids.JOB}{rows[0].id}"}
+    return json_response(job_object(rows[0], position=position), status=202, headers=headers)
+
+
+def _parsed(body: bytes, content_type: str | None) -> tuple[Any, list[JobSubmit]]:
+    raw = parse.parse_json(body, content_type=content_type, arrays=True)
+    return raw, parse_submission(raw)
+
+
+@router.get("")
+async def list_jobs(request: Request, front: FrontDep, caller: AuthorizedCaller) -> Response:
+    """Newest first; by `status`, `model`, `batch_id`, `metadata[key]`, `created_after/before`."""
+    asked = parse_query(JobFilters, request.query_params.multi_items())
+    filters = listing.Filters(
+        statuses=sorted(asked.status),
+        model=asked.model,
+        batch_id=asked.batch_id,
+        metadata=asked.metadata,
+        created_after=_milliseconds(asked.created_after),
+        created_before=_milliseconds(asked.created_before),
+        newest_first=asked.order == "desc",
+        after=asked.after,
+        limit=asked.limit,
+    )
+    rows, more = await front.tx.read(listing.page, caller.account_id, filters)
+    return json_response(list_object([job_object(job) for job in rows], has_more=more))
+
+
+@router.get("/{job_id}")
+async def retrieve(job_id: str, front: FrontDep, caller: AuthorizedCaller) -> Response:
+    """One job, by any of its three ids."""
+    return await _shown(front, await front.tx.read(jobs.find, caller.account_id, job_id))
+
+
+@router.post("/{job_id}/cancel")
+async def cancel(job_id: str, front: FrontDep, caller: AuthorizedCaller) -> Response:
+    """Stop it if it has not ended; what it said until then is kept. Idempotent."""
+    return await _shown(front, await cancelled(front, caller.account_id, job_id))
+
+
+@router.get("/{job_id}/attempts")
+async def list_attempts(job_id: str, front: FrontDep, caller: AuthorizedCaller) -> Response:
+    """Every try, oldest first."""
+    job = await front.tx.read(jobs.find, caller.account_id, job_id)
+    tries = await front.tx.read(jobs.attempts, job.id)
+    return json_response(list_object([attempt_object(each) for each in tries]))
+
+
+@router.get("/{job_id}/events")
+async def events(
+    job_id: str, request: Request, front: FrontDep, caller: AuthorizedCaller
+) -> Response:
+    """The job's life as server-sent events, from the start or after a number, to its end."""
+    job = await front.tx.read(jobs.find, caller.account_id, job_id)
+    after = parse_starting_after(
+        request.query_params.get("starting_after"), request.headers.get("last-event-id")
+    )
+    if at_the_end(job, after):
+        return Response(status_code=204)  # an EventSource that reconnects takes this for the end
+    frames = await sse.opened(relay.events(front, job, after=after or FROM_START), 0.0)
+    heartbeat = front.settings.heartbeat.total_seconds()
+    return sse.EventStream(frames, heartbeat=heartbeat, headers=job_headers(job))
+
+
+async def _shown(front: Front, job: Job) -> Response:
+    position = await front.tx.read(jobs.position, job)
+    view = job_object(job, position=position, latest=await last_entry(front, job))
+    return json_response(view, headers=job_headers(job))
+
+
+def _milliseconds(seconds: int | None) -> int | None:
+    return None if seconds is None else seconds * 1000

@@ -1,0 +1,61 @@
+"""Hold a request until its job ends, its time is up, or its client has left."""
+
+import asyncio
+
+from fastapi import Request
+from redis.exceptions import RedisError
+
+from api.following import QUIET, QUIETEST
+from api.front import Front
+from shared import jobs, streams
+from shared.lifecycle import TERMINAL
+from shared.tables import Job
+
+
+async def until_ended(front: Front, job: Job, seconds: float, request: Request) -> Job:
+    """The job once it has ended, or as it is after so many seconds or when the client has left."""
+    if job.status in TERMINAL or seconds <= 0:
+        return job
+    waiting = asyncio.ensure_future(_ended(front, job))
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({waiting, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+    finally:
+        for task in (waiting, leaving):
+            task.cancel()
+        await asyncio.gather(waiting, leaving, return_exceptions=True)
+    return await front.tx.read(jobs.find, job.account_id, job.id)
+
+
+async def _ended(front: Front, job: Job) -> Job:
+    """Wait for the bell's last message; look for ourselves at first and when it stays quiet."""
+    quiet = QUIET
+    async with front.hub.listen(job.id) as bell:
+        while True:
+            bell.caught_up()
+            job = await front.tx.read(jobs.find, job.account_id, job.id)
+            if job.status in TERMINAL:
+                return job
+            while True:
+                messages = await bell.wait(quiet)
+                ends = (streams.parse_message(each).kind == streams.END for each in messages)
+                if bell.missed or not messages or any(ends):
+                    break
+            quiet = min(quiet * 2, QUIETEST)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def last_entry(front: Front, job: Job) -> streams.Entry | None:
+    """The log's last entry of a running job; None when Redis cannot tell."""
+    if job.status in TERMINAL:
+        return None
+    try:
+        return await streams.last(front.redis, job.id)
+    except (RedisError, OSError):
+        return None

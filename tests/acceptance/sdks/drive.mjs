@@ -1,0 +1,103 @@
+// An application of openai-node: the forms of drive.py, which says what they are.
+//
+//     node drive.mjs <folder with node_modules> <package>     (forms on standard input)
+
+import { createRequire } from "node:module";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+
+const [folder, name] = process.argv.slice(2);
+const { OpenAI, APIError } = createRequire(join(folder, "package.json"))(name);
+
+const ENDED = new Set(["completed", "failed", "cancelled", "expired"]);
+
+const FORMS = {
+  async create(client, asked, seen) {
+    const { data, response } = await client.chat.completions
+      .create(asked.body, options(asked))
+      .withResponse();
+    seen.status = response.status;
+    seen.headers = Object.fromEntries(response.headers);
+    seen.completion = data;
+  },
+  async stream(client, asked, seen) {
+    const body = { ...asked.body, stream: true };
+    await read(await client.chat.completions.create(body, options(asked)), seen);
+  },
+  async resume(client, asked, seen) {
+    const query = { stream: "true", starting_after: asked.after };
+    await read(await client.get(`/chat/completions/${asked.id}`, { query, stream: true }), seen);
+  },
+  async retrieve(client, asked, seen) {
+    seen.completion = await client.chat.completions.retrieve(asked.id);
+  },
+  async poll(client, asked, seen) {
+    seen.polls = 0;
+    do {
+      const headers = { Prefer: "wait=5" };
+      seen.completion = await client.chat.completions.retrieve(asked.id, { headers });
+      seen.polls += 1;
+    } while (!ENDED.has(seen.completion.status));
+  },
+  async cancel(client, asked, seen) {
+    seen.completion = await client.post(`/chat/completions/${asked.id}/cancel`);
+  },
+  async list(client, asked, seen) {
+    seen.ids = [];
+    for await (const found of client.chat.completions.list(asked.query)) seen.ids.push(found.id);
+  },
+  async update(client, asked, seen) {
+    const { id, metadata } = asked;
+    seen.completion = await client.chat.completions.update(id, { metadata });
+  },
+  async delete(client, asked, seen) {
+    seen.deleted = await client.chat.completions.delete(asked.id);
+  },
+  async messages(client, asked, seen) {
+    seen.messages = [];
+    const pages = client.chat.completions.messages.list(asked.id, { limit: asked.limit });
+    for await (const message of pages) seen.messages.push(message);
+  },
+  async models(client, asked, seen) {
+    seen.names = [];
+    for await (const model of client.models.list()) seen.names.push(model.id);
+    seen.model = await client.models.retrieve(asked.name);
+  },
+};
+
+function options(asked) {
+  const timeout = "timeout" in asked ? { timeout: asked.timeout * 1000 } : {};
+  return { headers: asked.headers ?? {}, ...timeout };
+}
+
+async function read(chunks, seen) {
+  seen.chunks = [];
+  for await (const chunk of chunks) seen.chunks.push(chunk);
+}
+
+const clients = new Map();
+
+function clientFor({ base_url: baseURL, key: apiKey }) {
+  const known = `${apiKey} ${baseURL}`;
+  if (!clients.has(known)) clients.set(known, new OpenAI({ baseURL, apiKey }));
+  return clients.get(known);
+}
+
+async function perform(asked) {
+  const seen = {};
+  try {
+    await FORMS[asked.form](clientFor(asked), asked, seen);
+  } catch (error) {
+    if (error instanceof APIError) {
+      const { status = null, code, param = null, message } = error;
+      seen.raised = { class: error.constructor.name, status, code, param, message };
+    } else {
+      seen.broke = error.stack;
+    }
+  }
+  return seen;
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  console.log(JSON.stringify(await perform(JSON.parse(line))));
+}

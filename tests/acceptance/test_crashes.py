@@ -1,0 +1,166 @@
+"""Processes die in the middle of things: nothing is lost, nothing is said twice."""
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from tests.fakes.upstream import Say
+from tests.frames import Frame, frames
+from tests.stack import Stack, eventually
+from tests.valkey import Valkey, free_port
+
+WORDS = [f" word{number}" for number in range(150)]
+TEXT = "".join(WORDS)
+SLOWLY = Say(pieces=WORDS, every=0.02)
+REQUEST = {"model": "test", "messages": [{"role": "user", "content": "Talk"}]}
+
+
+def text_of(seen: list[Frame]) -> str:
+    """What the chunks of a stream say."""
+    choices = [choice for frame in seen if frame.json for choice in frame.json.get("choices", [])]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+def stored_text(http: httpx.Client, job_id: str) -> str | None:
+    """The stored result of a job, once it has completed."""
+    found = http.get(f"/v1/chat/completions/{job_id}").json()
+    if found["status"] != "completed":
+        return None
+    content: str = found["choices"][0]["message"]["content"]
+    return content
+
+
+def read_until(url: str, key: str, count: int, **request: Any) -> tuple[str, list[Frame]]:
+    """The first frames of a stream, and the id of its job."""
+    headers = {"authorization": f"Bearer {key}"}
+    seen = []
+    with httpx.stream(headers=headers, url=url, timeout=30, **request) as response:
+        assert response.status_code == 200, response.read()
+        for frame in frames(response.iter_raw()):
+            seen.append(frame)
+            if len(seen) == count:
+                break
+        return response.headers["x-job-id"], seen
+
+
+def read_stream(stack: Stack, *, on_tenth: Callable[[], None]) -> list[Frame]:
+    """A whole stream; something happens when its tenth frame has come."""
+    headers = {"authorization": f"Bearer {stack.key}"}
+    path, body = f"{stack.url}/v1/chat/completions", {**REQUEST, "stream": True}
+    seen = []
+    with httpx.stream("POST", path, json=body, headers=headers, timeout=60) as response:
+        for frame in frames(response.iter_raw()):
+            seen.append(frame)
+            if len(seen) == 10:
+                on_tenth()
+    return seen
+
+
+def test_a_stream_outlives_its_api(stack: Stack) -> None:
+    """The api is killed in mid-stream; on another one the reader loses and repeats nothing."""
+    stack.upstream.script("test", SLOWLY)
+    worker, api = stack.worker(), stack.api()
+    stack.ready(api, worker)
+    http = stack.http()
+    path = f"{stack.url}/v1/chat/completions"
+
+    job_id, first = read_until(path, stack.key, 20, method="POST", json={**REQUEST, "stream": True})
+    api.kill()
+    stack.port = free_port()
+    stack.api(stack.port)
+    replay = f"{stack.url}/v1/chat/completions/{job_id}"
+    after = {"stream": "true", "starting_after": first[-1].id}
+    _, rest = read_until(replay, stack.key, 1000, method="GET", params=after)
+
+    numbers = [frame.id for frame in first + rest if frame.json]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert text_of(first + rest) == TEXT
+    http.base_url = httpx.URL(stack.url)
+    assert stored_text(http, job_id) == TEXT
+
+
+def test_a_background_job_outlives_its_worker(stack: Stack) -> None:
+    """A worker is killed in mid-job; another finishes it, and a replay is one consistent text."""
+    stack.upstream.script("test", SLOWLY)
+    worker, api = stack.worker(), stack.api()
+    stack.ready(api, worker)
+    http = stack.http()
+
+    submitted = http.post(
+        "/v1/chat/completions", json={**REQUEST, "background": True, "stream": True}
+    )
+    job_id = submitted.headers["x-job-id"]
+    assert text_of(list(frames(iter([submitted.content])))) == TEXT
+
+    submitted = http.post("/v1/chat/completions", json={**REQUEST, "background": True})
+    job_id = submitted.headers["x-job-id"]
+    eventually(lambda: http.get(f"/v1/jobs/{job_id}").json()["progress"]["deltas"] > 5)
+    worker.kill()
+    stack.worker()
+    text = eventually(lambda: stored_text(http, job_id), 30)
+
+    job = http.get(f"/v1/jobs/{job_id}").json()
+    assert (job["attempt"], text) == (2, TEXT)
+    outcomes = [each["outcome"] for each in http.get(f"/v1/jobs/{job_id}/attempts").json()["data"]]
+    assert outcomes == ["lost", "completed"]
+    replay = http.get(f"/v1/chat/completions/{job_id}", params={"stream": "true"})
+    assert text_of(list(frames(iter([replay.content])))) == TEXT
+
+
+def test_a_read_stream_whose_worker_dies_fails_loudly(stack: Stack) -> None:
+    """What a reader has seen cannot be unsaid: the stream ends with an error, not in silence."""
+    stack.upstream.script("test", SLOWLY)
+    worker, api = stack.worker(), stack.api()
+    stack.ready(api, worker)
+
+    def lose_the_worker() -> None:
+        worker.kill()
+        stack.worker()
+
+    seen = read_stream(stack, on_tenth=lose_the_worker)
+
+    assert seen[-2].event == "error"
+    assert seen[-2].json["error"]["code"] == "worker_lost"
+    assert seen[-1].data == "[DONE]"
+
+
+def test_redis_comes_back_and_the_reader_misses_nothing(stack: Stack, redis_server: Valkey) -> None:
+    """Redis is killed and restarted while a job streams."""
+    stack.upstream.script("test", SLOWLY)
+    worker, api = stack.worker(), stack.api()
+    stack.ready(api, worker)
+
+    def restart_redis() -> None:
+        redis_server.kill()
+        redis_server.restart()
+
+    seen = read_stream(stack, on_tenth=restart_redis)
+
+    assert text_of(seen) == TEXT
+    assert seen[-1].data == "[DONE]"
+    assert worker.running
+    assert api.running
+
+
+def test_a_worker_hands_its_jobs_back_when_it_is_asked_to_stop(stack: Stack) -> None:
+    """A restart under load costs no attempt and no error."""
+    stack.upstream.script("test", Say(pieces=WORDS, every=0.1))
+    worker, api = stack.worker(SLUICE_DRAIN="PT0.2S"), stack.api()
+    stack.ready(api, worker)
+    http = stack.http()
+    job_id = http.post("/v1/chat/completions", json={**REQUEST, "background": True}).headers[
+        "x-job-id"
+    ]
+    eventually(lambda: http.get(f"/v1/jobs/{job_id}").json()["progress"]["deltas"] > 5)
+    stack.upstream.script("test", Say(TEXT))
+
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    stack.worker()
+    text = eventually(lambda: stored_text(http, job_id), 20)
+
+    assert text == TEXT
+    outcomes = [each["outcome"] for each in http.get(f"/v1/jobs/{job_id}/attempts").json()["data"]]
+    assert outcomes == ["handed_back", "completed"]

@@ -1,0 +1,221 @@
+"""A whole Sluice of real processes on loopback, for acceptance tests."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+import openai
+from sqlmodel import Session
+
+from shared import db, keys
+from tests.fakes.upstream import ScriptedUpstream
+from tests.valkey import free_port
+
+CATALOG = """
+[upstreams.fake]
+dialect = "openai"
+base_url = "{base_url}"
+"""
+MODEL = """
+[models."{name}"]
+upstream = "fake"
+context_window = 8192
+max_output_tokens = 4096
+free = true
+"""
+T = TypeVar("T")
+STARTS_WITHIN = 30.0
+QUICK = {
+    "SLUICE_LEASE_TTL": "PT3S",
+    "SLUICE_LEASE_BEAT": "PT0.5S",
+    "SLUICE_LEASE_MARGIN": "PT1S",
+    "SLUICE_DRAIN": "PT3S",
+    "SLUICE_HINT_TTL": "PT3S",
+    "SLUICE_SHUTDOWN_GRACE": "PT1S",
+}
+"""Settings under which a lost worker is noticed within seconds."""
+
+
+def eventually(look: Callable[[], T | None], within: float = 10.0) -> T:
+    """What `look` finds, as soon as it is something; fails when it takes too long."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {within} s: {look}")
+
+
+class Process:
+    """One `sluice` command, its output in a file."""
+
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", "cli", *arguments],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._popen.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._popen.poll() is None
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._popen.kill()
+        self._popen.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._popen.send_signal(number)
+
+    def wait(self, within: float = 30.0) -> int:
+        """Its exit code."""
+        return self._popen.wait(within)
+
+    def stop(self) -> None:
+        """SIGTERM, then, if need be, SIGKILL."""
+        if self.running:
+            self.send(signal.SIGTERM)
+            try:
+                self.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+class Stack:
+    """Database, Valkey and upstream are there; api and worker processes are started at will."""
+
+    def __init__(
+        self, home: Path, database_url: str, redis_url: str, upstream: ScriptedUpstream
+    ) -> None:
+        self.home = home
+        self.database_url = database_url
+        self.redis_url = redis_url
+        self.upstream = upstream
+        self.port = free_port()
+        self._processes: list[Process] = []
+        self._clients: list[Any] = []
+        self.environment = {
+            **QUICK,
+            "SLUICE_HOME": str(home),
+            "SLUICE_DATABASE_URL": database_url,
+            "SLUICE_REDIS_URL": redis_url,
+            "SLUICE_CATALOG": str(home / "models.toml"),
+            "SLUICE_PORT": str(self.port),
+        }
+        self.offer("test", *(f"test-{number}" for number in range(20)))
+        self.key = self.mint("ours")
+
+    def offer(self, *names: str) -> None:
+        """Put these models into the catalogue of processes that start from now on."""
+        models = "".join(MODEL.format(name=name) for name in names)
+        text = CATALOG.format(base_url=self.upstream.base_url) + models
+        (self.home / "models.toml").write_text(text)
+
+    def mint(self, account: str) -> str:
+        """A key of the account of that name."""
+        engine = db.connect(self.database_url)
+        with Session(engine) as session, session.begin():
+            _, text = keys.create(session, account=account)
+        engine.dispose()
+        return text
+
+    @property
+    def url(self) -> str:
+        """The first API's address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, name: str, *arguments: str, **environment: str) -> Process:
+        """Start `sluice name …`."""
+        log = self.home / f"{name}-{len(self._processes)}.log"
+        process = Process([name, *arguments], {**self.environment, **environment}, log)
+        self._processes.append(process)
+        return process
+
+    def api(self, port: int | None = None) -> Process:
+        """Start an api process and wait until it answers."""
+        port = port or self.port
+        process = self.start("api", SLUICE_PORT=str(port))
+        self._answers(process, f"http://127.0.0.1:{port}/health/live")
+        return process
+
+    def worker(self, **environment: str) -> Process:
+        """Start a worker process."""
+        return self.start("worker", **environment)
+
+    def up(self) -> "Stack":
+        """Start one api and one worker, and wait until they are ready."""
+        worker = self.worker()
+        api = self.api()
+        self.ready(api, worker)
+        return self
+
+    def ready(self, *processes: Process) -> None:
+        """Wait until `/health/ready` is true."""
+        self._answers(processes[0], f"{self.url}/health/ready")
+
+    def client(self, key: str | None = None, **options: Any) -> openai.OpenAI:
+        """The official SDK, which never retries unless told."""
+        client = openai.OpenAI(
+            base_url=f"{self.url}/v1",
+            api_key=key or self.key,
+            **{"max_retries": 0, "timeout": 60, **options},
+        )
+        self._clients.append(client)
+        return client
+
+    def http(self, key: str | None = None) -> httpx.Client:
+        """A plain client with the key set."""
+        headers = {"authorization": f"Bearer {key or self.key}"}
+        client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        self._clients.append(client)
+        return client
+
+    def _answers(self, process: Process, url: str) -> None:
+        def look() -> bool | None:
+            if not process.running:
+                raise AssertionError(
+                    f"{process.log.name} ended:\n{process.log.read_text()[-4000:]}"
+                )
+            try:
+                return httpx.get(url, timeout=5).status_code == 200
+            except httpx.HTTPError:
+                return None
+
+        eventually(look, STARTS_WITHIN)
+
+    def __enter__(self) -> "Stack":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for client in self._clients:
+            client.close()
+        for process in reversed(self._processes):
+            process.stop()
+        if error is not None:
+            for process in self._processes:
+                print(f"--- {process.log.name}\n{process.log.read_text()[-6000:]}")
