@@ -1,0 +1,47 @@
+"""The database, for commands that work on its rows themselves."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlmodel import Session
+
+from cli.failure import FAILED, USAGE, Failure
+from shared import db
+from shared.settings import StoreSettings
+
+
+@contextmanager
+def transaction(settings: StoreSettings) -> Iterator[Session]:
+    """A session that commits at the end. Raises `Failure` when the database is not ready."""
+    with as_failures(settings):
+        current, newest = db.revision(settings.database)
+        if current != newest:
+            raise Failure(
+                f"The tables of {shown(settings)} are at revision {current or 'none'}, not "
+                f"{newest}. Run `sluice migrate` (`sluice up` does it by itself).",
+                code=FAILED,
+            )
+        engine = db.connect(settings.database)
+        try:
+            with Session(engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def as_failures(settings: StoreSettings) -> Iterator[None]:
+    """Say in one sentence what the database's driver complains about."""
+    try:
+        yield
+    except ArgumentError:
+        raise Failure("SLUICE_DATABASE_URL is not a database URL.", code=USAGE) from None
+    except DBAPIError as error:
+        raise Failure(f"The database {shown(settings)} says: {error.orig}", code=FAILED) from None
+
+
+def shown(settings: StoreSettings) -> str:
+    """The database's URL without its password."""
+    return make_url(settings.database).render_as_string(hide_password=True)

@@ -1,0 +1,129 @@
+"""One command per process: what runs in production, and what `sluice up` runs on one machine."""
+
+from typing import Annotated
+
+import typer
+
+from cli.failure import FAILED, Failure
+from cli.options import DEFAULT_HOME, Home
+
+ValkeyPort = Annotated[int, typer.Option(envvar="SLUICE_VALKEY_PORT", help="Port on loopback.")]
+ModelPort = Annotated[int, typer.Option(envvar="SLUICE_MODEL_PORT", help="Port on loopback.")]
+
+
+def api(
+    host: Annotated[str | None, typer.Option(help="Address; else SLUICE_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; else SLUICE_PORT.")] = None,
+) -> None:
+    """Serve the HTTP API, in one process. Start as many as you like.
+
+    Example: `sluice api --host 0.0.0.0 --port 8080`
+    """
+    import uvicorn
+
+    from api.app import create_app
+    from api.settings import ApiSettings
+    from cli import configuration
+    from shared import log
+
+    settings = configuration.read(ApiSettings, host=host, port=port)
+    log.configure(settings, "api")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            timeout_graceful_shutdown=round(settings.shutdown_grace.total_seconds()),
+            log_config=None,
+            access_log=False,  # the app logs its requests itself
+            proxy_headers=False,
+        )
+    )
+    server.run()
+    if not server.started:
+        raise Failure("The API did not start; the log says why.", code=FAILED)
+
+
+def worker(
+    concurrency: Annotated[
+        int | None, typer.Option(help="Jobs in flight; else SLUICE_WORKER_CONCURRENCY.")
+    ] = None,
+) -> None:
+    """Claim jobs and call the models, in one process. Start one per core.
+
+    Example: `SLUICE_CATALOG=models.toml sluice worker --concurrency 1000`
+    """
+    from cli import configuration
+    from workers import app
+    from workers.settings import WorkerSettings
+
+    settings = configuration.read(WorkerSettings, worker_concurrency=concurrency)
+    raise typer.Exit(app.run(settings))
+
+
+def beat() -> None:
+    """Send the slow maintenance on its schedule. Start exactly one.
+
+    Example: `sluice beat`
+    """
+    from cli import configuration
+    from workers import app
+    from workers.settings import WorkerSettings
+
+    raise typer.Exit(app.beat(configuration.read(WorkerSettings)))
+
+
+def flower() -> None:
+    """Serve Flower, Celery's own monitor, read-only.
+
+    It listens on loopback; SLUICE_FLOWER_HOST moves it, and then SLUICE_FLOWER_BASIC_AUTH
+    (`user:password`) must be set. SLUICE_FLOWER_PORT and SLUICE_FLOWER_PREFIX say where.
+
+    Example: `SLUICE_FLOWER_BASIC_AUTH=ops:secret SLUICE_FLOWER_HOST=0.0.0.0 sluice flower`
+    """
+    from cli import configuration
+    from cli import flower as monitor
+    from shared import log
+
+    settings = configuration.read(monitor.FlowerSettings)
+    log.configure(settings, "flower")
+    monitor.serve(settings)
+
+
+def migrate() -> None:
+    """Bring the database's tables to the newest revision; safe to repeat.
+
+    Example: `SLUICE_DATABASE_URL=postgresql://sluice@db/sluice sluice migrate`
+    """
+    from cli import configuration
+    from cli.database import as_failures
+    from shared import db
+    from shared.settings import StoreSettings
+
+    settings = configuration.read(StoreSettings)
+    with as_failures(settings):
+        db.migrate(settings.database)
+        current, _ = db.revision(settings.database)
+    typer.echo(f"The database is at revision {current}.")
+
+
+def model(port: ModelPort = 9001) -> None:
+    """Serve the embedded model, SmolLM2-135M; `sluice up` does it for you.
+
+    Example: `sluice model --port 9001`
+    """
+    from cli import model as embedded
+
+    embedded.serve(port)
+
+
+def valkey(port: ValkeyPort = 6379, home: Home = DEFAULT_HOME) -> None:
+    """Serve the embedded Valkey; `sluice up` does it for you.
+
+    Example: `sluice valkey --port 6379`
+    """
+    from cli import valkey as embedded
+
+    embedded.serve(home / "valkey", port)
