@@ -18,7 +18,7 @@ from shared import ids, jobs, streams
 from shared.db import Transactions
 from shared.errors import NotFound, StreamExpired, Unavailable
 from shared.lifecycle import TERMINAL
-from shared.streams import DELTAS, END, Entry
+from shared.streams import DELTAS, END, RETRYING, Entry
 from shared.tables import Job
 
 log = structlog.get_logger()
@@ -139,6 +139,10 @@ class Follower:
         left = lines[skipped:]
         end_seq = max(job.last_seq, kept.log_first_seq + job.deltas)
         entries = []
+        if 0 < self._seq < kept.log_first_seq - 1:  # what this reader saw was said in vain
+            again = {"attempt": job.attempt, "discard_from_seq": 1}
+            marker = streams.marker_payload(RETRYING, again)
+            entries.append(Entry(job.attempt, kept.log_first_seq - 1, RETRYING, marker[1:]))
         if left:
             payload = streams.deltas_payload(left, deltas=job.deltas, characters=job.characters)
             entries.append(Entry(job.attempt, end_seq - 1, DELTAS, payload[1:]))

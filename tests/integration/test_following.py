@@ -185,6 +185,31 @@ async def test_an_earlier_attempt_can_write_no_more(desk: Desk) -> None:
     assert entries[-1].attempt == 2
 
 
+@pytest.mark.parametrize("emptied", [False, True])
+async def test_a_reader_learns_that_what_it_saw_was_said_in_vain(
+    desk: Desk, redis_server: Valkey, emptied: bool
+) -> None:
+    """Whether it was there or comes back after the end: first the marker, then the new text."""
+    first = await desk.log()
+    await say(first, 5)
+    reading = asyncio.create_task(read(desk.follower()))
+    await desk.listened_to()
+    await desk.again()
+    if emptied:
+        await desk.redis.flushall()
+    second = await desk.log()
+    await say(second, 3)
+    job = await desk.finish(second)
+    new = list(range(second.first_seq, second.first_seq + 3))
+
+    for entries in (await reading, await read(desk.follower(3, job))):
+        [marker] = [entry for entry in entries if entry.kind == RETRYING]
+        assert marker.fields == {"attempt": 2, "discard_from_seq": 1}
+        assert numbers(entries[entries.index(marker) :]) == new
+    assert numbers(await read(desk.follower(job=job))) == new
+    assert numbers(await read(desk.follower(new[0], job))) == new[1:]
+
+
 async def test_an_emptied_redis_is_healed_by_the_archive(desk: Desk) -> None:
     """The log is lost in the middle: the reader waits, and gets the rest from the row."""
     job_log = await desk.log()
