@@ -8,12 +8,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
 
 from shared import jobs
 from shared.db import Transactions
+from shared.lifecycle import TERMINAL
 from shared.tables import Job
 
 log = structlog.get_logger()
@@ -21,6 +23,14 @@ log = structlog.get_logger()
 CANCEL = "cancel"
 RENEW_EVERY = 10.0
 """Seconds between two renewals."""
+
+
+@dataclass(slots=True)
+class Presence:
+    """One reader's."""
+
+    over: bool = False
+    """The job has ended while it was read: there is nothing to wait for any more."""
 
 
 class Attendance:
@@ -48,21 +58,23 @@ class Attendance:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @contextmanager
-    def reading(self, job: Job, *, anew: bool = False) -> Iterator[None]:
+    def reading(self, job: Job, *, anew: bool = False) -> Iterator[Presence]:
         """Somebody reads this job until the context ends; `anew`: it was submitted earlier."""
-        if job.on_disconnect != CANCEL:
-            yield
+        presence = Presence(over=job.status in TERMINAL)
+        if job.on_disconnect != CANCEL or presence.over:
+            yield presence
             return
         self._present[job.id] += 1
         if anew:
             self._spawn(self._attend([job.id], self.first_term))
         try:
-            yield
+            yield presence
         finally:
             self._present[job.id] -= 1
             if self._present[job.id] == 0:
                 del self._present[job.id]
-                self._spawn(self._attend([job.id], self._grace_ms))
+                if not presence.over:
+                    self._spawn(self._attend([job.id], self._grace_ms))
 
     async def _renew(self) -> None:
         while True:

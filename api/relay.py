@@ -33,7 +33,7 @@ async def chunks(front: Front, job: Job, *, after: int, anew: bool) -> AsyncGene
     follower = Follower(front.tx, front.hub, job, after=after)
     shown = after > 0
     quiet = min(2.0, front.settings.heartbeat.total_seconds())
-    with front.attendance.reading(job, anew=anew):
+    with front.attendance.reading(job, anew=anew) as presence:
         async for entries in follower.entries(quiet):
             out = []
             for entry in entries if shown else newest(entries):
@@ -45,6 +45,7 @@ async def chunks(front: Front, job: Job, *, after: int, anew: bool) -> AsyncGene
                     # What was shown cannot be unsaid, and the new text would not follow on it.
                     raise sse.StreamFailed(RESTARTED, job, entry.seq)
                 elif entry.kind == END:
+                    presence.over = True
                     fields = entry.fields
                     if fields["status"] != JobStatus.COMPLETED:
                         yield b"".join(out)
@@ -68,7 +69,7 @@ async def events(front: Front, job: Job, *, after: int) -> AsyncGenerator[bytes]
     """The native events after a number; the last carries the final job object."""
     follower = Follower(front.tx, front.hub, job, after=after)
     quiet = min(2.0, front.settings.heartbeat.total_seconds())
-    with front.attendance.reading(job, anew=True):
+    with front.attendance.reading(job, anew=True) as presence:
         if after == FROM_START:
             yield sse.RETRY + sse.event_frame("job.queued", {"job": job_object(job)})
         async for entries in follower.entries(quiet):
@@ -77,6 +78,7 @@ async def events(front: Front, job: Job, *, after: int) -> AsyncGenerator[bytes]
                 if entry.kind == DELTAS:
                     out += _delta_events(entry)
                 elif entry.kind == END:
+                    presence.over = True
                     out.append(await _final_events(front, follower, entry))
                 else:
                     name = "job.started" if entry.kind == STARTED else "job.retrying"

@@ -43,8 +43,9 @@ async def create(request: Request, front: FrontDep, caller: AuthorizedCaller) ->
     [job] = await accept(front, [new])
     if asked.stream:
         return await stream(front, job, after=FROM_START, anew=False)
-    with front.attendance.reading(job):
+    with front.attendance.reading(job) as presence:
         ended = await until_ended(front, job, _hold(request, front, prefer, background), request)
+        presence.over = ended.status in TERMINAL
         if ended.status not in TERMINAL and not background:
             return await _held_too_long(request, front, ended)
     if ended.status in TERMINAL:

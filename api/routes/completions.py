@@ -26,7 +26,7 @@ from api.wire.queries import (
 )
 from shared import endings, ids, jobs, listing
 from shared.errors import InvalidRequest
-from shared.lifecycle import JobStatus
+from shared.lifecycle import TERMINAL, JobStatus
 from shared.tables import Job, JobContent
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["stored completions"])
@@ -71,8 +71,9 @@ async def retrieve(
     if parse_flag(query.get("stream"), "stream"):
         return await _replay(request, front, job)
     wait = parse_prefer(",".join(request.headers.getlist("prefer"))).wait
-    with front.attendance.reading(job, anew=True):
+    with front.attendance.reading(job, anew=True) as presence:
         job = await until_ended(front, job, min(wait or 0.0, LONGEST_POLL), request)
+        presence.over = job.status in TERMINAL
     return await shown(front, job, partial=parse_flag(query.get("partial"), "partial"))
 
 
