@@ -4,7 +4,6 @@ import orjson
 from redis.exceptions import RedisError
 
 from api.front import Front
-from api.relay import newest
 from shared import clock, ids, streams
 from shared.chat import Transcript
 from shared.tables import Job
@@ -17,7 +16,7 @@ async def partial_response(front: Front, job: Job) -> bytes | None:
     except (RedisError, OSError):
         return None
     transcript = Transcript()
-    for entry in newest(entries):
+    for entry in streams.newest(entries):
         for line in entry.deltas:
             chunk = orjson.loads(line)
             transcript.add(chunk.get("choices") or [], chunk)

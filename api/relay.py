@@ -7,7 +7,7 @@ from api import sse
 from api.following import FROM_START, Follower
 from api.front import Front
 from api.wire.objects import fault, job_object
-from shared import jobs
+from shared import jobs, streams
 from shared.errors import Fault
 from shared.lifecycle import JobStatus
 from shared.streams import DELTAS, END, RETRYING, STARTED, Entry
@@ -36,7 +36,7 @@ async def chunks(front: Front, job: Job, *, after: int, anew: bool) -> AsyncGene
     with front.attendance.reading(job, anew=anew) as presence:
         async for entries in follower.entries(quiet):
             out = []
-            for entry in entries if shown else newest(entries):
+            for entry in entries if shown else streams.newest(entries):
                 if entry.kind == DELTAS:
                     shown = True
                     out.append(frames.chunks(entry.first_seq, entry.deltas))
@@ -55,14 +55,6 @@ async def chunks(front: Front, job: Job, *, after: int, anew: bool) -> AsyncGene
                     else:  # numbered, so that a browser that reconnects can be told to stay away
                         out.append(b"id: %d\n%b" % (entry.seq, sse.DONE))
             yield b"".join(out)
-
-
-def newest(entries: list[Entry]) -> list[Entry]:
-    """The entries of the last attempt among these: what an earlier one said is void."""
-    for number in range(len(entries) - 1, -1, -1):
-        if entries[number].kind in (STARTED, RETRYING):
-            return entries[number:]
-    return entries
 
 
 async def events(front: Front, job: Job, *, after: int) -> AsyncGenerator[bytes]:

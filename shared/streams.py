@@ -147,6 +147,14 @@ def _entry(where: bytes, payload: bytes) -> Entry:
     return Entry(int(attempt), int(seq), payload[:1], payload[1:])
 
 
+def newest(entries: list[Entry]) -> list[Entry]:
+    """The entries of the last attempt among these: what an earlier one said is void."""
+    for number in range(len(entries) - 1, -1, -1):
+        if entries[number].kind in (STARTED, RETRYING):
+            return entries[number:]
+    return entries
+
+
 async def read(redis: Redis, job_id: str, *, after: str = "-") -> list[Entry]:
     """The log's entries, from the beginning or after an id such as `1-17`."""
     start = after if after == "-" else f"({after}"

@@ -114,8 +114,9 @@ async def _stream(bench: Bench, running: Running, request: dict[str, Any]) -> Ou
         return Cancelled()
     every = 0.0 if job.stream else UNREAD_EVERY
     try:
-        if await _cannot_be_unsaid(bench, job):
-            return Failed(Fault.of(WorkerLost("The worker was lost after it had begun to answer.")))
+        if job.attempt > 1 and _read_live(job) and (said := await _said_before(bench, running)):
+            lost = WorkerLost("The worker was lost after it had begun to answer.")
+            return Failed(Fault.of(lost), said)
         running.log = await bench.publisher.open(job.id, job.attempt, every=every)
     except (RedisError, OSError) as error:
         log.warning("redis_away", error=str(error))
@@ -136,12 +137,16 @@ async def _stream(bench: Bench, running: Running, request: dict[str, Any]) -> Ou
     return Completed(_said(running))
 
 
-async def _cannot_be_unsaid(bench: Bench, job: Job) -> bool:
-    """Whether a reader has seen text of an attempt before this one."""
-    if job.attempt == 1 or not _read_live(job):
-        return False
-    entry = await streams.last(bench.redis, job.id)
-    return entry is not None and entry.kind == streams.DELTAS
+async def _said_before(bench: Bench, running: Running) -> Said | None:
+    """What a reader has seen of the attempt before this one; None when that had not spoken."""
+    entries = streams.newest(await streams.read(bench.redis, running.claim.job.id))
+    spoken = [entry for entry in entries if entry.kind == streams.DELTAS]
+    if not spoken:
+        return None
+    lines = [line for entry in spoken for line in entry.deltas]
+    for chunk in map(orjson.loads, lines):
+        running.transcript.add(chunk.get("choices") or [], chunk)
+    return _kept(running, lines, spoken[0].first_seq)
 
 
 def _take(running: Running, batch: list[Delta]) -> None:
@@ -160,10 +165,13 @@ def _take(running: Running, batch: list[Delta]) -> None:
 
 
 def _said(running: Running) -> Said:
-    """What the model said, as it is kept."""
-    job, job_log = running.claim.job, running.log
-    if job_log is None:
-        return Said()
+    """What the model said in this attempt, as it is kept."""
+    job_log = running.log
+    return Said() if job_log is None else _kept(running, job_log.lines, job_log.first_seq)
+
+
+def _kept(running: Running, lines: list[bytes], first_seq: int) -> Said:
+    job, model = running.claim.job, running.model
     response = running.transcript.completion(
         id=ids.COMPLETION + job.id,
         created=clock.seconds(job.created_at) or 0,
@@ -172,14 +180,14 @@ def _said(running: Running) -> Said:
     )
     return Said(
         response=orjson.dumps(response),
-        log=b"\n".join(job_log.lines),
-        first_seq=job_log.first_seq,
-        deltas=len(job_log.lines),
+        log=b"\n".join(lines),
+        first_seq=first_seq,
+        deltas=len(lines),
         characters=running.transcript.characters,
         usage=running.usage,
         first_delta_at=running.first_delta_at,
-        provider=running.model.upstream if running.model else None,
-        served_model=running.model.upstream_model if running.model else None,
+        provider=model.upstream if model else None,
+        served_model=model.upstream_model if model else None,
     )
 
 

@@ -124,6 +124,19 @@ def test_a_read_stream_whose_worker_dies_fails_loudly(stack: Stack) -> None:
     assert seen[-2].event == "error"
     assert seen[-2].json["error"]["code"] == "worker_lost"
     assert seen[-1].data == "[DONE]"
+    [job] = stack.http().get("/v1/jobs").json()["data"]
+    kept = stack.http().get(f"/v1/chat/completions/{job['id']}", params={"partial": "true"}).json()
+    assert kept["choices"][0]["message"]["content"] == text_of(seen[:-2])
+    _, again = read_until(
+        f"{stack.url}/v1/chat/completions/{job['id']}",
+        stack.key,
+        1000,
+        method="GET",
+        params={"stream": "true", "starting_after": seen[4].id},
+    )
+    assert [(frame.id, frame.data) for frame in again] == [
+        (frame.id, frame.data) for frame in seen[5:]
+    ]
 
 
 def test_redis_comes_back_and_the_reader_misses_nothing(stack: Stack, redis_server: Valkey) -> None:
