@@ -21,7 +21,7 @@ import psutil
 
 from shared import db
 from tests.fakes.upstream import ScriptedUpstream
-from tests.stack import QUICK, Stack
+from tests.stack import Stack
 from tests.valkey import valkey
 
 ALONE = 40
@@ -31,7 +31,6 @@ ALONE = 40
 @contextmanager
 def running(models: list[str]) -> Iterator[tuple[Stack, dict[str, psutil.Process]]]:
     """A service with default settings, and its processes to watch."""
-    QUICK.clear()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         (home / "valkey").mkdir()

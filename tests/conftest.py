@@ -9,7 +9,7 @@ import pytest
 from shared import db
 from tests.fakes.upstream import ScriptedUpstream
 from tests.postgres import Postgres, postgres
-from tests.stack import Stack
+from tests.stack import QUICK_LEASES, Stack
 from tests.valkey import Valkey, valkey
 
 
@@ -71,6 +71,7 @@ def stack(
 ) -> Iterator[Stack]:
     """Everything but the processes, for a test that starts and kills its own."""
     with Stack(tmp_path, database_url, redis_server.url, upstream) as opened:
+        opened.environment |= QUICK_LEASES
         yield opened
 
 

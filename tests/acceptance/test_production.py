@@ -20,7 +20,6 @@ from tests.valkey import free_port
 COMPOSE = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 PASSWORD = "made-up"
-STEADY = {"SLUICE_LEASE_TTL": "30", "SLUICE_LEASE_BEAT": "5", "SLUICE_LEASE_MARGIN": "8"}
 
 
 def arguments(service: str) -> list[str]:
@@ -67,7 +66,6 @@ def test_every_service_runs_and_two_workers_share_the_load(
     ):
         flower_port = free_port()
         stack.environment |= {
-            **STEADY,
             "SLUICE_FLOWER_PORT": str(flower_port),
             "SLUICE_FLOWER_BASIC_AUTH": "sluice:made-up",
         }

@@ -101,7 +101,7 @@ async def shop(
         database_url=SecretStr(database_url),
         redis_url=SecretStr(redis_server.url),
         catalog=catalogue,
-        lease_ttl=timedelta(seconds=3),
+        lease_ttl=timedelta(seconds=20),
         lease_beat=timedelta(seconds=0.2),
         lease_margin=timedelta(seconds=1),
         drain=timedelta(seconds=0.3),
