@@ -9,7 +9,7 @@ from api.deps import Caller
 from api.front import Front
 from api.wire.chat import ChatCompletionRequest
 from api.wire.jobs import JobSubmit
-from shared import jobs
+from shared import clock, jobs
 from shared.jobs import Submission
 from shared.lifecycle import Lane
 from shared.tables import Job
@@ -41,8 +41,8 @@ def submission(
         include_usage=bool(options and options.include_usage),
         background=background,
         attended_for=front.attendance.first_term if asked == "cancel" else None,
-        run_at=_milliseconds(planned.run_at if planned else None),
-        expires_at=_milliseconds(planned.expires_at if planned else None),
+        run_at=clock.milliseconds(planned.run_at if planned else None),
+        expires_at=clock.milliseconds(planned.expires_at if planned else None),
         max_attempts=(planned and planned.max_attempts) or front.settings.max_attempts,
         metadata=request.metadata or None,
         hinted=front.window.admits(lane),
@@ -64,7 +64,3 @@ async def accept(front: Front, submissions: Sequence[Submission]) -> list[Job]:
         if ours:
             front.metrics.accepted.labels(lane.value).inc(len(ours))
     return accepted
-
-
-def _milliseconds(seconds: int | None) -> int | None:
-    return None if seconds is None else seconds * 1000

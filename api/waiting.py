@@ -7,6 +7,7 @@ from redis.exceptions import RedisError
 
 from api.following import QUIET, QUIETEST
 from api.front import Front
+from api.sse import left
 from shared import jobs, streams
 from shared.lifecycle import TERMINAL
 from shared.tables import Job
@@ -17,7 +18,7 @@ async def until_ended(front: Front, job: Job, seconds: float, request: Request) 
     if job.status in TERMINAL or seconds <= 0:
         return job
     waiting = asyncio.ensure_future(_ended(front, job))
-    leaving = asyncio.ensure_future(_left(request))
+    leaving = asyncio.ensure_future(left(request.receive))
     try:
         await asyncio.wait({waiting, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
@@ -44,11 +45,6 @@ async def _ended(front: Front, job: Job) -> Job:
                 if bell.missed or not messages or any(ends):
                     break
             quiet = min(quiet * 2, QUIETEST)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def last_entry(front: Front, job: Job) -> streams.Entry | None:

@@ -22,6 +22,11 @@ def seconds(moment: int | None) -> int | None:
     return None if moment is None else moment // 1000
 
 
+def milliseconds(seconds: int | None) -> int | None:
+    """A moment from Unix seconds, as OpenAI's wire has them."""
+    return None if seconds is None else seconds * 1000
+
+
 class database_now(FunctionElement[int]):  # noqa: N801  (reads as the SQL function it is)
     """The database's own clock in Unix milliseconds, as an SQL expression."""
 

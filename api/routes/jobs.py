@@ -18,7 +18,7 @@ from api.wire.jobs import JobSubmit, parse_submission
 from api.wire.objects import attempt_object, job_object, list_object
 from api.wire.openapi import body_of
 from api.wire.queries import JobFilters, parse_query, parse_starting_after
-from shared import ids, jobs, listing
+from shared import clock, ids, jobs, listing
 from shared.errors import ServiceError
 from shared.tables import Job
 
@@ -62,8 +62,8 @@ async def list_jobs(request: Request, front: FrontDep, caller: AuthorizedCaller)
         model=asked.model,
         batch_id=asked.batch_id,
         metadata=asked.metadata,
-        created_after=_milliseconds(asked.created_after),
-        created_before=_milliseconds(asked.created_before),
+        created_after=clock.milliseconds(asked.created_after),
+        created_before=clock.milliseconds(asked.created_before),
         newest_first=asked.order == "desc",
         after=asked.after,
         limit=asked.limit,
@@ -112,7 +112,3 @@ async def _shown(front: Front, job: Job) -> Response:
     position = await front.tx.read(jobs.position, job)
     view = job_object(job, position=position, latest=await last_entry(front, job))
     return json_response(view, headers=job_headers(job))
-
-
-def _milliseconds(seconds: int | None) -> int | None:
-    return None if seconds is None else seconds * 1000
