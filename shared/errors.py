@@ -9,7 +9,8 @@ ServiceError
 ├── NotFound 404
 │   └── ModelNotFound 404
 ├── MethodNotAllowed 405
-├── StreamExpired 410
+├── StreamExpired 410 · ContentExpired 410
+├── IdempotencyKeyReused 422
 ├── RequestTooLarge 413
 ├── UnsupportedMediaType 415
 ├── RateLimited 429
@@ -108,6 +109,18 @@ class StreamExpired(ServiceError):
     """Nothing is left of the stream to replay."""
 
     status, code, type = 410, "stream_expired", "invalid_request_error"
+
+
+class ContentExpired(ServiceError):
+    """The job is known, but retention has deleted what was asked and said."""
+
+    status, code, type = 410, "content_expired", "invalid_request_error"
+
+
+class IdempotencyKeyReused(ServiceError):
+    """This key came before, with another request."""
+
+    status, code, type = 422, "idempotency_key_reused", "invalid_request_error"
 
 
 class RequestTooLarge(ServiceError):

@@ -130,6 +130,19 @@ class Job(SQLModel, table=True):
             condition="attended_until IS NOT NULL AND completed_at IS NULL",
         ),
         _where("ix_jobs_ended", "completed_at", condition="completed_at IS NOT NULL"),
+        _where(
+            "ix_jobs_stopping", "stop_at", condition="stop_at IS NOT NULL AND completed_at IS NULL"
+        ),
+        _where(
+            "ix_jobs_with_content",
+            "completed_at",
+            condition="completed_at IS NOT NULL AND content_deleted_at IS NULL",
+        ),
+        _where(
+            "ix_jobs_fingerprint",
+            *("account_id", "fingerprint", "id"),
+            condition="fingerprint IS NOT NULL",
+        ),
     )
 
     id: str = Field(default_factory=ids.new_id, primary_key=True)
@@ -138,6 +151,8 @@ class Job(SQLModel, table=True):
     key_id: str | None = None
     request_id: str
     """The `x-request-id` of the call that submitted it."""
+    fingerprint: bytes | None = Field(default=None, sa_type=LargeBinary)
+    """SHA-256 of the request, if an SDK sent it that may send it again by itself."""
     batch_id: str | None = None
     custom_id: str | None = None
 
@@ -161,6 +176,8 @@ class Job(SQLModel, table=True):
     """The fencing token: it only grows, with every claim."""
     forgiven: int = 0
     """Attempts that do not count against `max_attempts`: the worker handed the job back."""
+    losses: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    """Attempts whose worker was lost."""
     max_attempts: int = 3
     worker_id: str | None = None
     """Who holds the lease, or held it last when the job has ended."""
@@ -172,6 +189,8 @@ class Job(SQLModel, table=True):
     """When the last hint was sent; null asks the sweep for one."""
     expires_at: int | None = Field(default=None, sa_type=BigInteger)
     """Past this it may no longer start."""
+    stop_at: int | None = Field(default=None, sa_type=BigInteger)
+    """Past this it is stopped, wherever it is."""
     attended_until: int | None = Field(default=None, sa_type=BigInteger)
     """Cancelled after this unless a reader's process moves it on; null: goes on unattended."""
     cancel_requested_at: int | None = Field(default=None, sa_type=BigInteger)
@@ -179,6 +198,8 @@ class Job(SQLModel, table=True):
     first_delta_at: int | None = Field(default=None, sa_type=BigInteger)
     completed_at: int | None = Field(default=None, sa_type=BigInteger)
     """When it ended, however it ended."""
+    content_deleted_at: int | None = Field(default=None, sa_type=BigInteger)
+    """When retention took away what was asked and said."""
 
     deltas: int = 0
     characters: int = 0
@@ -216,6 +237,23 @@ class JobMetadata(SQLModel, table=True):
     key: str = Field(primary_key=True)
     value: str = Field(sa_type=Text)
     account_id: str
+
+
+class IdempotencyKey(SQLModel, table=True):
+    """A caller's own name for a request: sent again, it leads to the same jobs."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("ix_idempotency_keys_created", "created_at"),)
+
+    account_id: str = Field(primary_key=True, foreign_key="accounts.id")
+    scope: str = Field(primary_key=True)
+    """Method and path, as in `POST /v1/jobs`."""
+    key: str = Field(primary_key=True)
+    fingerprint: bytes = Field(sa_type=LargeBinary)
+    """SHA-256 of the request's canonical JSON."""
+    job_ids: list[str] = Field(sa_type=JSON)
+    """What the request became."""
+    created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
 
 
 class Attempt(SQLModel, table=True):

@@ -109,3 +109,9 @@ def job_in(session: Session, /, status: JobStatus, **fields: Any) -> Job:
     ended = leases.settle(session, claimed(session, **fields).lease, outcomes[status])
     assert ended is not None
     return ended
+
+
+def ended_at(session: Session, /, moment: int, **fields: Any) -> Job:
+    """A job that was cancelled at that moment."""
+    job = submitted(session, **fields)
+    return jobs.move(session, job.id, JobStatus.CANCELLED, completed_at=moment)

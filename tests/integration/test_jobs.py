@@ -15,7 +15,17 @@ from shared.errors import IllegalTransition, InvalidRequest, NotFound
 from shared.lifecycle import NEXT, TERMINAL, JobStatus, Lane
 from shared.outcomes import Completed, Retry
 from shared.tables import Attempt, Job, JobContent, JobMetadata
-from tests.factories import FAULT, HOUR, SAID, Sessions, claimed, job_in, submission, submitted
+from tests.factories import (
+    FAULT,
+    HOUR,
+    SAID,
+    Sessions,
+    claimed,
+    ended_at,
+    job_in,
+    submission,
+    submitted,
+)
 
 TABLES = (Job, JobContent, JobMetadata, Attempt)
 
@@ -93,11 +103,26 @@ def test_the_database_itself_keeps_how_a_job_ended(sessions: Sessions, status: J
         "status = 'completed'" if status != "completed" else "status = 'failed'",
         "attempt = attempt + 1",
         "completed_at = NULL",
+        "usage = NULL",
+        "error = NULL",
+        "worker_id = 'wkr_1'",
     ):
         with pytest.raises(IntegrityError), sessions() as session:
             session.connection().execute(text(f"UPDATE jobs SET {change}"))
     with sessions() as session:
         assert session.get_one(Job, job.id) == job
+
+
+@pytest.mark.parametrize("change", ["response", "log", "request"])
+def test_the_database_itself_keeps_what_was_said(sessions: Sessions, change: str) -> None:
+    """A late writer cannot replace a result, whatever the code above says."""
+    with sessions() as session:
+        job = job_in(session, JobStatus.COMPLETED)
+
+    with pytest.raises(IntegrityError), sessions() as session:
+        session.connection().execute(text(f"UPDATE job_contents SET {change} = request"))
+    with sessions() as session:
+        assert jobs.content(session, job.id).response == SAID.response
 
 
 @pytest.mark.parametrize(
@@ -275,13 +300,8 @@ def test_only_an_ended_job_is_deleted(sessions: Sessions, status: JobStatus) -> 
 def test_old_jobs_are_pruned_in_batches(sessions: Sessions) -> None:
     """The oldest first, with their contents, and none that is younger or still runs."""
     with sessions() as session:
-        old = [job_in(session, JobStatus.COMPLETED, metadata={"a": "1"}).id for _ in range(5)]
         long_ago = clock.now() - 2 * HOUR
-        for number, job_id in enumerate(old):
-            ended_at = {"at": long_ago - number, "id": job_id}
-            session.connection().execute(
-                text("UPDATE jobs SET completed_at = :at WHERE id = :id"), ended_at
-            )
+        old = [ended_at(session, long_ago - number, metadata={"a": "1"}).id for number in range(5)]
         kept = {job_in(session, status).id for status in (JobStatus.COMPLETED, JobStatus.QUEUED)}
 
     pruned = []
