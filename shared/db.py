@@ -2,24 +2,36 @@
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import orjson
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    ProgrammingError,
+)
 from sqlmodel import Session
 
+from shared import engines
+from shared.engines import patience
 from shared.errors import Unavailable
+
+log = structlog.get_logger()
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,63 +39,34 @@ R = TypeVar("R")
 MIGRATIONS = Path(__file__).with_name("migrations")
 GROUP_LIMIT = 256
 """Calls that share one transaction, at most."""
+GROUP_SECONDS = 1.0
+"""For how long calls may go on joining a transaction: those behind them would time out."""
 QUEUE_LIMIT = 20_000
 """Calls that may wait for the database before more are refused."""
 READERS = 4
+ANSWER_WITHIN = 10.0
+"""Seconds from a call to its answer, if only that the database does not answer."""
 TRIES = 4
 """Times a call is tried that the database undid for another's sake."""
+TOO_SLOW = "The database did not answer in time."
+OURS = (IntegrityError, DataError, ProgrammingError, NotSupportedError)
+"""Errors of a statement; every other one is the database's: gone, locked, full, broken."""
 _ROLLED_BACK = {"40001", "40P01", "55P03"}
 """PostgreSQL's serialization failure, deadlock and lock timeout: certain not to have committed."""
 
 
 class DatabaseUnavailable(Unavailable):
-    """The database does not answer; whether the last commit took place may be unknown."""
+    """The database does not answer, or not in time."""
+
+    def __init__(self, message: str, *, maybe_committed: bool = False) -> None:
+        super().__init__(message)
+        self.maybe_committed = maybe_committed
+        """Whether the transaction may have taken place all the same; else it has not."""
 
 
 def connect(url: str) -> Engine:
     """An engine for SQLite or PostgreSQL, set up as the protocol needs it."""
-    if make_url(url).get_backend_name() == "sqlite":
-        return _connect_sqlite(url)
-    return create_engine(
-        url,
-        json_serializer=_to_json,
-        json_deserializer=orjson.loads,
-        pool_size=READERS + 2,
-        pool_pre_ping=True,
-        connect_args={
-            "connect_timeout": 5,
-            "options": "-c statement_timeout=15000 -c lock_timeout=5000",
-        },
-    )
-
-
-def _connect_sqlite(url: str) -> Engine:
-    engine = create_engine(
-        url,
-        json_serializer=_to_json,
-        json_deserializer=orjson.loads,
-        pool_size=READERS + 2,
-        # The driver must not open transactions by itself: `begin` below says which kind.
-        connect_args={"timeout": 15, "isolation_level": None},
-    )
-
-    @event.listens_for(engine, "connect")
-    def _set_up(connection: Any, _: Any) -> None:
-        # FULL: what was answered survives a power cut too; group commit shares the cost.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        # A writer takes its lock at once: a lock taken later may fail without waiting.
-        reads = connection.get_execution_options().get("reads_only", False)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _to_json(value: Any) -> str:
-    return orjson.dumps(value).decode()
+    return engines.open_engine(url)
 
 
 def _alembic(url: str) -> Config:
@@ -111,11 +94,14 @@ def revision(url: str) -> tuple[str | None, str | None]:
     return current, ScriptDirectory.from_config(_alembic(url)).get_current_head()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Call:
     work: Callable[[Session], Any]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    made_at: float = field(default_factory=time.monotonic)
+    under_way: bool = False
+    """In a transaction; before that, a call can be refused for certain."""
     result: Any = None
     error: BaseException | None = None
 
@@ -124,14 +110,17 @@ class Transactions:
     """Run domain functions in a thread, each in a transaction that has committed when we return.
 
     Group commit: calls that arrive while a commit is under way share the next one. Each has a
-    savepoint of its own, so that one that raises leaves its neighbours alone.
+    savepoint of its own, so that one that raises leaves its neighbours alone. Every call is
+    answered `within` so many seconds, whatever becomes of the database.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, within: float = ANSWER_WITHIN) -> None:
         self._engine = engine
+        self._within = within
         self._waiting: deque[_Call] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._causes: set[str] = set()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._writer = threading.Thread(target=self._write, name="commit", daemon=True)
         self._writer.start()
@@ -142,13 +131,17 @@ class Transactions:
         """`work(session, …)` in a write transaction. Raises what it raises, or `Unavailable`."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
-        call = _Call(lambda session: work(session, *args, **kwargs), loop, future)
+        call = _Call(lambda session: work(session, *args, **kwargs), loop, future, time.monotonic())
         with self._changed:
             if self._closed or len(self._waiting) >= QUEUE_LIMIT:
                 raise DatabaseUnavailable("The database cannot keep up.")
             self._waiting.append(call)
             self._changed.notify()
-        return await future
+        bound = loop.call_later(self._within, self._give_up, call)
+        try:
+            return await future
+        finally:
+            bound.cancel()
 
     async def read(
         self, work: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
@@ -157,82 +150,175 @@ class Transactions:
         if self._closed:
             raise DatabaseUnavailable("The database is closed.")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, lambda: self._read(work, *args, **kwargs))
+        until = time.monotonic() + self._within
+        try:
+            async with asyncio.timeout(self._within) as bound:
+                return await loop.run_in_executor(
+                    self._readers, lambda: self._read(until, work, *args, **kwargs)
+                )
+        except TimeoutError as error:
+            if not bound.expired():
+                raise
+            raise DatabaseUnavailable(TOO_SLOW) from error
 
     def close(self) -> None:
-        """Finish what is under way, then let go of the database."""
+        """Finish what is under way, or give it up in time, then let go of the database."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._writer.join()
-        self._readers.shutdown()
+        self._writer.join(2 * self._within)
+        self._readers.shutdown(cancel_futures=True)
         self._engine.dispose()
 
+    def _give_up(self, call: _Call) -> None:
+        with self._changed, suppress(ValueError):
+            self._waiting.remove(call)
+        if not call.future.done():
+            late = DatabaseUnavailable(TOO_SLOW, maybe_committed=call.under_way)
+            call.future.set_exception(late)
+
+    def _begun(self, *, reads_only: bool = False) -> Connection:
+        """A connection with an open transaction, which the caller closes."""
+        with patience(time.monotonic() + self._within / 2):
+            connection = self._engine.connect().execution_options(reads_only=reads_only)
+            try:
+                connection.begin()
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
     def _read(
-        self, work: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
+        self,
+        until: float,
+        work: Callable[Concatenate[Session, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> R:
         try:
-            with self._engine.connect().execution_options(reads_only=True) as connection:
+            with self._begun(reads_only=True) as connection, patience(until):
                 return work(Session(connection, expire_on_commit=False), *args, **kwargs)
-        except (OperationalError, InterfaceError) as error:
-            raise DatabaseUnavailable("The database does not answer.") from error
+        except DBAPIError as error:
+            if isinstance(error, OURS):
+                raise
+            raise self._away(error) from error
 
     def _write(self) -> None:
-        while True:
-            with self._changed:
-                while not self._waiting and not self._closed:
-                    self._changed.wait()
-                if not self._waiting:
-                    return
-                group = [
-                    self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT))
-                ]
-            self._commit(group)
+        while self._awaited():
+            asked_at = time.monotonic()
+            try:
+                connection = self._begun()
+            except Exception as error:
+                group = self._made_by(asked_at)
+                self._fail(group, error)
+            else:
+                group = self._next_group()
+                if self._commit(connection, group):
+                    for call in group:
+                        self._commit_alone(call)
             _answer(group)
 
-    def _commit(self, group: list[_Call], tries: int = TRIES) -> None:
-        """Commit the group as one; when the database surely undid it, each call on its own."""
+    def _awaited(self) -> bool:
+        """Wait for calls; False when there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            return bool(self._waiting)
+
+    def _made_by(self, moment: float) -> list[_Call]:
+        """The calls that have waited since; they fail together, as one attempt did for all."""
+        with self._changed:
+            many = sum(call.made_at <= moment for call in self._waiting)
+            return [self._waiting.popleft() for _ in range(many)]
+
+    def _next_group(self) -> list[_Call]:
+        """The calls for the transaction that has begun; only from here on may they take place."""
+        with self._changed:
+            many = min(len(self._waiting), GROUP_LIMIT)
+            group = [self._waiting.popleft() for _ in range(many)]
+            for call in group:
+                call.under_way = True
+        return group
+
+    def _commit(self, connection: Connection, group: list[_Call]) -> bool:
+        """Commit the group as one; True when the database surely undid it, for another's sake."""
+        committing = False
         try:
-            if len(group) == 1:
-                self._commit_one(group[0])
-            else:
-                self._commit_together(group)
-        except (OperationalError, InterfaceError) as error:
-            if tries > 1 and getattr(error.orig, "sqlstate", None) in _ROLLED_BACK:
-                for call in group:
-                    self._commit([call], tries - 1)
-            else:
-                away = DatabaseUnavailable("The database does not answer.")
-                away.__cause__ = error
-                for call in group:
-                    call.error = away
+            # Sooner than the calls give up: then they can be told whether it may have committed.
+            with connection, patience(time.monotonic() + 0.8 * self._within):
+                self._run_all(connection, group)
+                committing = True
+                if connection.in_transaction():
+                    connection.commit()
         except Exception as error:
-            for call in group:
-                call.error = error
+            undone = _sqlstate(error) in _ROLLED_BACK
+            self._fail(group, error, maybe_committed=committing and not undone)
+            return undone
+        if self._causes:
+            log.info("database_back")
+            self._causes.clear()
+        return False
 
-    def _commit_one(self, call: _Call) -> None:
-        call.error = None
-        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+    def _run_all(self, connection: Connection, group: list[_Call]) -> None:
+        """Do what the calls ask for; those for which it gets late go back to the queue."""
+        began, alone = time.monotonic(), len(group) == 1
+        for number, call in enumerate(group):
+            if time.monotonic() - began > GROUP_SECONDS:
+                late = group[number:]
+                del group[number:]
+                with self._changed:
+                    for each in late:
+                        each.under_way = False
+                    self._waiting.extendleft(reversed(late))
+                return
+            _run(call, connection, alone=alone)
+
+    def _commit_alone(self, call: _Call) -> None:
+        """Try a call again that the database undid."""
+        for _ in range(TRIES - 1):
+            if call.future.done():
+                break
+            try:
+                connection = self._begun()
+            except Exception as error:
+                self._fail([call], error)
+                break
+            if not self._commit(connection, [call]):
+                break
+
+    def _fail(self, group: list[_Call], error: Exception, *, maybe_committed: bool = False) -> None:
+        for call in group:
+            call.error = error
+            if isinstance(error, DBAPIError) and not isinstance(error, OURS):
+                call.error = self._away(error, maybe_committed=maybe_committed)
+
+    def _away(self, error: DBAPIError, *, maybe_committed: bool = False) -> DatabaseUnavailable:
+        """What callers are told; what is the matter goes to the log, once."""
+        cause = str(error.orig)
+        if cause not in self._causes:
+            self._causes.add(cause)
+            log.warning("database_away", error=cause)
+        away = DatabaseUnavailable("The database does not answer.", maybe_committed=maybe_committed)
+        away.__cause__ = error
+        return away
+
+
+def _run(call: _Call, connection: Connection, *, alone: bool) -> None:
+    """Do what one call asks for, in a savepoint unless it is alone; its failure is its own."""
+    call.error = None
+    mode: Any = "rollback_only" if alone else "create_savepoint"
+    with Session(connection, expire_on_commit=False, join_transaction_mode=mode) as session:
+        try:
             call.result = call.work(session)
+            session.commit()
+        except Exception as error:
+            if isinstance(error, DBAPIError) and not isinstance(error, OURS):
+                raise
+            session.rollback()
+            call.error = error
 
-    def _commit_together(self, group: list[_Call]) -> None:
-        with self._engine.begin() as connection:
-            for call in group:
-                call.error = None
-                session = Session(
-                    connection,
-                    expire_on_commit=False,
-                    join_transaction_mode="create_savepoint",
-                )
-                with session:
-                    try:
-                        call.result = call.work(session)
-                        session.commit()
-                    except (OperationalError, InterfaceError):
-                        raise
-                    except Exception as error:
-                        session.rollback()
-                        call.error = error
+
+def _sqlstate(error: Exception) -> str | None:
+    return getattr(getattr(error, "orig", None), "sqlstate", None)
 
 
 def _answer(group: list[_Call]) -> None:
@@ -248,7 +334,7 @@ def _answer(group: list[_Call]) -> None:
 
 def _resolve(calls: list[_Call]) -> None:
     for call in calls:
-        if call.future.cancelled():
+        if call.future.done():
             continue
         if call.error is not None:
             call.future.set_exception(call.error)

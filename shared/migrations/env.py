@@ -16,6 +16,8 @@ def run() -> None:
             connection=connection, target_metadata=SQLModel.metadata, render_as_batch=True
         )
         with context.begin_transaction():
+            if connection.dialect.name == "postgresql":
+                context.execute("SET statement_timeout = 0")  # an index takes its time
             context.run_migrations()
     engine.dispose()
 

@@ -1,0 +1,105 @@
+"""Open SQLite or PostgreSQL as the protocol needs it, and wait for an answer only so long."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, TypeVar
+
+import orjson
+import psycopg
+from psycopg.abc import PQGen
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import make_url
+
+RV = TypeVar("RV")
+
+POOL_SIZE: Final = 6
+"""A process's writer, its readers, and one more."""
+CONNECT_WITHIN: Final = 5
+"""Seconds; a server may accept a connection and then say nothing."""
+BUSY_WITHIN: Final = 8
+"""Seconds a writer waits while another process writes to the same SQLite file."""
+POSTGRESQL_OPTIONS: Final = {
+    # The server gives up before we do, so that we know what became of a statement; and it lets go
+    # of what a client holds that it no longer hears from.
+    "options": "-c statement_timeout=7000 -c lock_timeout=5000"
+    " -c idle_in_transaction_session_timeout=15000",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+_until: ContextVar[float | None] = ContextVar("until", default=None)
+
+
+@contextmanager
+def patience(until: float) -> Iterator[None]:
+    """In this thread, wait for PostgreSQL until then (`time.monotonic()`) and no longer.
+
+    What it has not answered by then fails with `OperationalError`, and its connection is closed.
+    """
+    token = _until.set(until)
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that is given up with its thread's patience."""
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """Wait for the server's answer, as psycopg does in all that it sends."""
+        until = _until.get()
+        if until is not None:
+            timeout = max(0.0, until - time.monotonic())
+        try:
+            return super().wait(gen, interval, timeout)
+        except psycopg.errors._WaitTimeout as error:
+            # The answer may still come; nothing else may be asked here.
+            self.pgconn.finish()
+            raise psycopg.OperationalError("the server did not answer in time") from error
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for SQLite or PostgreSQL."""
+    sqlite = make_url(url).get_backend_name() == "sqlite"
+    engine = create_engine(
+        url,
+        json_serializer=lambda value: orjson.dumps(value).decode(),
+        json_deserializer=orjson.loads,
+        pool_size=POOL_SIZE,
+        pool_pre_ping=not sqlite,
+        # SQLite's driver must not open transactions by itself: `begin` below says which kind.
+        connect_args={"timeout": BUSY_WITHIN, "isolation_level": None}
+        if sqlite
+        else POSTGRESQL_OPTIONS,
+    )
+    if sqlite:
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "do_connect", _connect_postgresql)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _: Any) -> None:
+    # FULL: what was answered survives a power cut too; group commit shares the cost.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Any) -> None:
+    # A writer takes its lock at once: a lock taken later may fail without waiting.
+    reads = connection.get_execution_options().get("reads_only", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _connect_postgresql(_: Any, __: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+    until = _until.get()
+    left = CONNECT_WITHIN if until is None else math.ceil(until - time.monotonic())
+    within = max(1, min(left, CONNECT_WITHIN))
+    return _Connection.connect(*arguments, **{"connect_timeout": within, **options})

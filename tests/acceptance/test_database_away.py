@@ -1,0 +1,126 @@
+"""The database is cut off, hangs, or loses its answers: callers are told, and nothing is lost."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fakes.upstream import Say, WaitFor
+from tests.frames import Frame, frames
+from tests.proxy import Link, through
+from tests.stack import Stack, eventually
+
+pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+PATH = "/v1/chat/completions"
+REQUEST: dict[str, Any] = {"model": "test", "messages": [{"role": "user", "content": "Talk"}]}
+LONG_LEASES = {"SLUICE_LEASE_TTL": "60", "SLUICE_LEASE_BEAT": "0.5", "SLUICE_LEASE_MARGIN": "8"}
+
+
+@pytest.fixture
+def link(database_url: str) -> Iterator[Link]:
+    """The way of all processes to the database."""
+    with Link.to(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def stack(link: Link, stack: Stack) -> Stack:
+    """Processes whose leases outlast what happens to that way."""
+    stack.environment |= LONG_LEASES
+    stack.environment["SLUICE_DATABASE_URL"] = through(stack.database_url, link)
+    return stack
+
+
+def submit(http: httpx.Client) -> str:
+    """The id of a new background job."""
+    response = http.post(PATH, json={**REQUEST, "background": True})
+    assert response.status_code == 202, response.read()
+    job_id: str = response.headers["x-job-id"]
+    return job_id
+
+
+def completed(http: httpx.Client, job_id: str) -> dict[str, Any] | None:
+    """A job, once it has completed."""
+    response = http.get(f"/v1/jobs/{job_id}")
+    job: dict[str, Any] = response.json()
+    return job if response.status_code == 200 and job["status"] == "completed" else None
+
+
+def follow(http: httpx.Client, seen: list[Frame]) -> str:
+    """Read a whole stream into `seen`; its job's id."""
+    with http.stream("POST", PATH, json={**REQUEST, "stream": True}) as response:
+        for frame in frames(response.iter_raw()):
+            seen.append(frame)
+        return response.headers["x-job-id"]
+
+
+def words_in(seen: list[Frame]) -> str:
+    """What the chunks so far say."""
+    choices = [choice for frame in seen if frame.json for choice in frame.json.get("choices", [])]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+@pytest.mark.parametrize("how", [Link.cut, Link.hang])
+def test_without_the_database_streams_go_on_and_nothing_is_lost(
+    stack: Stack, link: Link, how: Callable[[Link], None]
+) -> None:
+    """New requests are told to come again; what an upstream has said is kept until it is back."""
+    go_on = threading.Event()
+    stack.upstream.script("test", Say("before"), WaitFor(go_on), Say(" meanwhile"))
+    stack.up()
+    http, patient = stack.http(), stack.http()
+    seen: list[Frame] = []
+
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(follow, patient, seen)
+        eventually(lambda: words_in(seen) == "before")
+        how(link)
+        go_on.set()
+        refused = [
+            *pool.map(lambda _: http.post(PATH, json=REQUEST), range(5)),
+            http.get("/v1/jobs"),
+        ]
+        eventually(lambda: words_in(seen) == "before meanwhile")
+        assert not reading.done()
+        link.mend()
+        job_id = reading.result(30)
+
+    for response in refused:
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) >= 1
+        assert response.json()["error"]["code"] == "service_unavailable"
+    assert words_in(seen) == "before meanwhile"
+    assert seen[-1].data == "[DONE]"
+    job = eventually(lambda: completed(http, job_id))
+    assert job["attempt"] == 1
+    assert len(stack.upstream.calls) == 1
+    again = submit(http)
+    assert eventually(lambda: completed(http, again), 30)
+    assert len(http.get("/v1/jobs").json()["data"]) == 2
+
+
+def test_lost_answers_to_commits_do_nothing_twice(stack: Stack, link: Link) -> None:
+    """Of submissions, claims and settles: each took place, and is found to have."""
+    go_on = threading.Event()
+    stack.upstream.script("test", WaitFor(go_on), Say("said"))
+    stack.up()
+    http = stack.http()
+
+    with ThreadPoolExecutor(20) as pool:
+        link.lose_commits(8)
+        job_ids = list(pool.map(lambda _: submit(http), range(20)))
+        eventually(lambda: len(stack.upstream.calls) == 20, 30)
+        link.lose_commits(4)
+        go_on.set()
+        jobs = [eventually(partial(completed, http, job_id), 30) for job_id in job_ids]
+
+    eventually(lambda: link.lost == 12)
+    assert len({job["id"] for job in jobs}) == 20
+    assert [job["attempt"] for job in jobs] == [1] * 20
+    assert len(stack.upstream.calls) == 20
+    assert len(http.get("/v1/jobs?limit=100").json()["data"]) == 20
