@@ -1,18 +1,29 @@
 """From a validated request to a committed job and its hint."""
 
+import asyncio
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 import orjson
+from sqlalchemy.exc import IntegrityError
 
 from api.deps import Caller
 from api.front import Front
 from api.wire.chat import ChatCompletionRequest
 from api.wire.jobs import JobSubmit
-from shared import clock, jobs
+from shared import clock, idempotency
+from shared.db import DatabaseUnavailable
+from shared.errors import IdempotencyInFlight
+from shared.idempotency import Sent
 from shared.jobs import Submission
 from shared.lifecycle import Lane
 from shared.tables import Job
+
+LOOK_EVERY: Final = 0.1
+"""Seconds between two looks, at an earlier connection or at a commit."""
+DOUBT_WITHIN: Final = 10.0
+"""Seconds in which to learn what became of a commit, our own or that of the same request."""
 
 
 def submission(
@@ -23,6 +34,7 @@ def submission(
     raw: dict[str, Any],
     *,
     background: bool,
+    stop_after: int | None = None,
 ) -> Submission:
     """What becomes a job. Raises `ModelNotFound` when the catalogue has no such model."""
     front.catalog.find(request.model)
@@ -42,6 +54,7 @@ def submission(
         background=background,
         attended_for=front.attendance.first_term if asked == "cancel" else None,
         run_at=clock.milliseconds(planned.run_at if planned else None),
+        stop_after=stop_after,
         expires_at=clock.milliseconds(planned.expires_at if planned else None),
         max_attempts=(planned and planned.max_attempts) or front.settings.max_attempts,
         metadata=request.metadata or None,
@@ -49,12 +62,72 @@ def submission(
     )
 
 
-async def accept(front: Front, submissions: Sequence[Submission]) -> list[Job]:
+async def accept(
+    front: Front, submissions: Sequence[Submission], sent: Sent | None
+) -> tuple[list[Job], bool]:
     """Commit the jobs, all or none, then hint those that may start at once.
 
-    A later moment, the batch lane and a full queue are left to the sweep.
+    A request that came before leads to the jobs it became then (True). A later moment, the batch
+    lane and a full queue are left to the sweep. Raises `IdempotencyKeyReused`, or `Unavailable`
+    when the database does not answer.
     """
-    accepted = await front.tx(jobs.submit_all, submissions)
+    if sent is not None and sent.retried and sent.key is None:
+        job = await _sent_before(front, submissions[0], sent)
+        if job is not None:
+            return [job], True
+    accepted, again = await _commit(front, submissions, sent)
+    if not again:
+        _hint(front, submissions)
+    return accepted, again
+
+
+async def _sent_before(front: Front, new: Submission, sent: Sent) -> Job | None:
+    """The job of the connection that an SDK gave up; None when there is none, or it is still read.
+
+    Who reads a job renews its presence. What a killed process attended is not renewed, so we watch
+    until it is, or until it lapses.
+    """
+    watched: tuple[str, int | None] | None = None
+    while True:
+        grace_ms = front.attendance.grace_ms
+        found = await front.tx.read(
+            idempotency.earlier, new.account_id, new.key_id, sent, grace_ms=grace_ms
+        )
+        if found is None:
+            return None
+        job, unread = found
+        if unread:
+            return job
+        if watched is not None and watched != (job.id, job.attended_until):
+            return None
+        watched = job.id, job.attended_until
+        await asyncio.sleep(LOOK_EVERY)
+
+
+async def _commit(
+    front: Front, submissions: Sequence[Submission], sent: Sent | None
+) -> tuple[list[Job], bool]:
+    """Submit; in doubt about a commit, find out whether it took place."""
+    try:
+        return await front.tx(idempotency.submit, submissions, sent)
+    except DatabaseUnavailable as error:
+        if not error.maybe_committed:
+            raise
+        doubt: Exception = error
+    except IdempotencyInFlight as error:
+        doubt = error
+    try:
+        async with asyncio.timeout(DOUBT_WITHIN):
+            while True:
+                await asyncio.sleep(LOOK_EVERY)
+                # A collision means that the doubtful commit took place while we tried again.
+                with suppress(DatabaseUnavailable, IdempotencyInFlight, IntegrityError):
+                    return await front.tx(idempotency.submit, submissions, sent, again=True)
+    except TimeoutError:
+        raise doubt from None
+
+
+def _hint(front: Front, submissions: Sequence[Submission]) -> None:
     for lane in Lane:
         ours = [new for new in submissions if new.lane == lane]
         due = [new.job_id for new in ours if new.hinted and new.run_at is None]
@@ -63,4 +136,3 @@ async def accept(front: Front, submissions: Sequence[Submission]) -> list[Job]:
             front.hints.send(lane, due)
         if ours:
             front.metrics.accepted.labels(lane.value).inc(len(ours))
-    return accepted

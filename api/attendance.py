@@ -15,6 +15,7 @@ import structlog
 
 from shared import jobs
 from shared.db import Transactions
+from shared.errors import Unavailable
 from shared.lifecycle import TERMINAL
 from shared.tables import Job
 
@@ -22,7 +23,11 @@ log = structlog.get_logger()
 
 CANCEL = "cancel"
 RENEW_EVERY = 10.0
-"""Seconds between two renewals."""
+"""Seconds between two renewals, or a third of the grace if that is less."""
+
+
+TRY_EVERY = 1.0
+"""Seconds between two tries while the database is away."""
 
 
 @dataclass(slots=True)
@@ -37,15 +42,17 @@ class Attendance:
     """The readers of this process."""
 
     def __init__(self, tx: Transactions, grace: timedelta) -> None:
+        self.grace_ms = round(grace.total_seconds() * 1000)
+        """Milliseconds a job lives on without readers."""
+        self._every = min(RENEW_EVERY, max(1.0, grace.total_seconds() / 3))
         self._tx = tx
-        self._grace_ms = round(grace.total_seconds() * 1000)
         self._present: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def first_term(self) -> int:
         """Milliseconds a job may wait for the first renewal."""
-        return self._grace_ms + round(RENEW_EVERY * 2000)
+        return self.grace_ms + round(self._every * 2000)
 
     def start(self) -> None:
         """Begin to renew; needs the running loop."""
@@ -74,19 +81,24 @@ class Attendance:
             if self._present[job.id] == 0:
                 del self._present[job.id]
                 if not presence.over:
-                    self._spawn(self._attend([job.id], self._grace_ms))
+                    self._spawn(self._attend([job.id], self.grace_ms))
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(RENEW_EVERY)
+            await asyncio.sleep(self._every)
             if self._present:
-                await self._attend(list(self._present), self.first_term)
+                try:
+                    await self._attend(list(self._present), self.first_term)
+                except Exception:  # without renewals all readers would seem to have left
+                    log.exception("attendance_broke")
 
     async def _attend(self, job_ids: list[str], for_ms: int) -> None:
-        try:
-            await self._tx(jobs.attend, job_ids, for_ms)
-        except Exception as error:  # the next renewal may be luckier
-            log.warning("attendance_not_noted", error=repr(error))
+        while True:
+            try:
+                return await self._tx(jobs.attend, job_ids, for_ms)
+            except Unavailable as error:
+                log.warning("attendance_not_noted", error=error.message)
+            await asyncio.sleep(TRY_EVERY)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

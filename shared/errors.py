@@ -10,7 +10,7 @@ ServiceError
 │   └── ModelNotFound 404
 ├── MethodNotAllowed 405
 ├── StreamExpired 410 · ContentExpired 410
-├── IdempotencyKeyReused 422
+├── IdempotencyInFlight 409 · IdempotencyKeyReused 422
 ├── RequestTooLarge 413
 ├── UnsupportedMediaType 415
 ├── RateLimited 429
@@ -115,6 +115,13 @@ class ContentExpired(ServiceError):
     """The job is known, but retention has deleted what was asked and said."""
 
     status, code, type = 410, "content_expired", "invalid_request_error"
+
+
+class IdempotencyInFlight(ServiceError):
+    """The same key is being accepted elsewhere at this moment."""
+
+    status, code, type = 409, "idempotency_in_flight", "invalid_request_error"
+    retryable = True
 
 
 class IdempotencyKeyReused(ServiceError):

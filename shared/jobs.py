@@ -9,7 +9,7 @@ from sqlmodel import Session, col, select
 
 from shared import clock, ids
 from shared.clock import database_now, due_at
-from shared.errors import Fault, IllegalTransition, InvalidRequest, NotFound
+from shared.errors import ContentExpired, Fault, IllegalTransition, InvalidRequest, NotFound
 from shared.lifecycle import TERMINAL, JobStatus, Lane, sources
 from shared.tables import Attempt, Job, JobContent, JobMetadata
 
@@ -43,29 +43,26 @@ class Submission:
     """Milliseconds it may live without a reader; None: for ever."""
     run_at: int | None = None
     expires_at: int | None = None
+    stop_after: int | None = None
+    """Milliseconds after which it is stopped, wherever it is; None: never."""
     max_attempts: int = 3
     metadata: dict[str, str] | None = None
     hinted: bool = True
     """A hint follows the commit; otherwise the sweep sends it."""
+    fingerprint: bytes | None = None
+    """Of the request, if it may come again by itself; see `shared.idempotency`."""
     job_id: str = field(default_factory=ids.new_id)
 
 
 def submit(session: Session, new: Submission) -> Job:
     """Accept a request: leave a queued job. Hint it once this has committed."""
-    return _insert(session, [new], database_now())[0]
+    return submit_all(session, [new])[0]
 
 
 def submit_all(session: Session, many: Sequence[Submission]) -> list[Job]:
     """Accept all of them, or, when one raises, none."""
-    if len(many) == 1:
-        return [submit(session, many[0])]
     # With plain values the rows travel together: a thousand take two statements, not thousands.
-    return _insert(session, many, session.execute(select(database_now())).scalar_one())
-
-
-def _insert(
-    session: Session, many: Sequence[Submission], now: int | ColumnElement[int]
-) -> list[Job]:
+    now = session.execute(select(database_now())).scalar_one()
     rows = [_row(new, now) for new in many]
     session.add_all(rows)
     session.flush()
@@ -76,12 +73,13 @@ def _insert(
     return rows
 
 
-def _row(new: Submission, now: Any) -> Job:
+def _row(new: Submission, now: int) -> Job:
     return Job(
         id=new.job_id,
         account_id=new.account_id,
         key_id=new.key_id,
         request_id=new.request_id,
+        fingerprint=new.fingerprint,
         model=new.model,
         lane=new.lane.value,
         stream=new.stream,
@@ -90,9 +88,11 @@ def _row(new: Submission, now: Any) -> Job:
         on_disconnect="continue" if new.attended_for is None else "cancel",
         status_reason="waiting_for_worker" if new.run_at is None else "scheduled",
         max_attempts=new.max_attempts,
+        created_at=now,
         run_at=new.run_at,
         hinted_at=now if new.hinted and new.run_at is None else None,
         expires_at=new.expires_at,
+        stop_at=None if new.stop_after is None else now + new.stop_after,
         attended_until=None if new.attended_for is None else now + new.attended_for,
         job_metadata=new.metadata,
     )
@@ -108,11 +108,27 @@ def find(session: Session, account_id: str, shown_id: str) -> Job:
 
 
 def content(session: Session, job_id: str) -> JobContent:
-    """What was asked and said. Raises `NotFound` when the job was deleted."""
+    """What was asked and said. Raises `ContentExpired`, or `NotFound` when the job was deleted."""
     kept = session.get(JobContent, job_id)
     if kept is None:
+        job = session.get(Job, job_id)
+        if job is not None:
+            check_content(job)
         raise NotFound(f"There is no job {job_id!r}.")
     return kept
+
+
+def check_content(job: Job) -> None:
+    """Raise `ContentExpired` if retention has taken what was asked and said."""
+    if job.content_deleted_at is not None:
+        where = f"/v1/jobs/{ids.JOB}{job.id}"
+        raise ContentExpired(f"Its content was kept long enough and deleted. The rest: {where}.")
+
+
+def responses(session: Session, job_ids: Sequence[str]) -> dict[str, bytes | None]:
+    """The stored completions of these jobs, without those whose content is gone."""
+    kept = select(JobContent.job_id, JobContent.response)
+    return dict(session.exec(kept.where(col(JobContent.job_id).in_(job_ids))).all())
 
 
 def attempts(session: Session, job_id: str) -> list[Attempt]:
@@ -155,7 +171,7 @@ def move(
         *guards,
     ]
     if held is not None:
-        conditions += [col(Job.attempt) == held.attempt, col(Job.worker_id) == held.worker_id]
+        conditions.append(col(Job.attempt) == held.attempt)
     if to in TERMINAL:
         columns.setdefault("completed_at", database_now())
         columns["status_reason"] = None
@@ -203,11 +219,18 @@ def ask_to_stop(session: Session, job: Job) -> Job:
 
 def attend(session: Session, job_ids: Sequence[str], for_ms: int) -> None:
     """Somebody reads these: they are safe from `abandoned` for so long."""
-    kept = update(Job).where(
-        col(Job.id).in_(job_ids),
-        col(Job.attended_until).is_not(None),
-        col(Job.status).not_in([status.value for status in TERMINAL]),
+    # A row that somebody else holds is being changed, or attended: waiting for it, with other rows
+    # in hand, would be the way into a deadlock.
+    free = (
+        select(col(Job.id))
+        .where(
+            col(Job.id).in_(job_ids),
+            col(Job.attended_until).is_not(None),
+            col(Job.completed_at).is_(None),
+        )
+        .with_for_update(skip_locked=True)
     )
+    kept = update(Job).where(col(Job.id).in_(free)).execution_options(synchronize_session=False)
     session.execute(kept.values(attended_until=due_at(for_ms)))
 
 
@@ -228,6 +251,32 @@ def abandoned(session: Session, limit: int) -> list[Job]:
     return [ask_to_stop(session, job) for job in session.exec(lapsed.limit(limit)).all()]
 
 
+def overdue(session: Session, limit: int) -> list[Job]:
+    """Stop the jobs that were to be stopped by now, wherever they are; returns them.
+
+    One that never started expires; what a running one has said until then is kept.
+    """
+    due = select(Job).where(
+        col(Job.stop_at).is_not(None),
+        col(Job.stop_at) < database_now(),
+        col(Job.completed_at).is_(None),
+        col(Job.cancel_requested_at).is_(None),
+    )
+    fault = asdict(
+        Fault(504, "deadline_exceeded", "server_error", "It was stopped at its deadline.")
+    )
+    stopped = []
+    for job in session.exec(due.limit(limit)).all():
+        session.refresh(job, with_for_update=True)
+        if job.status == JobStatus.QUEUED:
+            job = move(session, job.id, JobStatus.EXPIRED, error=fault)
+        elif job.status == JobStatus.IN_PROGRESS:
+            job.cancel_requested_at, job.error = clock.now(), fault
+            session.flush()
+        stopped.append(job)
+    return stopped
+
+
 def expire(session: Session, limit: int) -> list[Job]:
     """End the jobs whose deadline passed before they could start; returns them."""
     overdue = select(col(Job.id)).where(
@@ -246,8 +295,9 @@ def expire(session: Session, limit: int) -> list[Job]:
 def set_metadata(
     session: Session, account_id: str, shown_id: str, metadata: dict[str, str] | None
 ) -> Job:
-    """Replace a job's metadata. Raises `NotFound`."""
+    """Replace a job's metadata. Raises `NotFound`, or `ContentExpired`."""
     job = find(session, account_id, shown_id)
+    check_content(job)
     job.job_metadata = metadata
     session.execute(delete(JobMetadata).where(col(JobMetadata.job_id) == job.id))
     _keep_metadata(session, job.id, account_id, metadata)
@@ -268,19 +318,6 @@ def remove(session: Session, account_id: str, shown_id: str) -> Job:
     session.delete(job)
     session.flush()
     return job
-
-
-def prune(session: Session, older_than_ms: int, limit: int) -> list[str]:
-    """Delete the oldest jobs that ended longer ago than that; returns their ids."""
-    due = (
-        select(col(Job.id))
-        .where(col(Job.completed_at) < database_now() - older_than_ms)
-        .order_by(col(Job.completed_at))
-        .limit(limit)
-    )
-    job_ids = list(session.exec(due).all())
-    session.execute(delete(Job).where(col(Job.id).in_(job_ids)))
-    return job_ids
 
 
 def startable() -> list[ColumnElement[bool]]:

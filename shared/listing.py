@@ -23,6 +23,8 @@ class Filters:
     created_after: int | None = None
     """Unix milliseconds, as is the next."""
     created_before: int | None = None
+    with_content: bool = False
+    """Not those whose content retention has deleted."""
     newest_first: bool = True
     after: str | None = None
     """The id of the last job of the page before."""
@@ -56,6 +58,8 @@ def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
         found.append(col(Job.model) == filters.model)
     if filters.batch_id is not None:
         found.append(col(Job.batch_id) == filters.batch_id)
+    if filters.with_content:
+        found.append(col(Job.content_deleted_at).is_(None))
     if filters.created_after is not None:
         found.append(col(Job.created_at) > filters.created_after)
     if filters.created_before is not None:

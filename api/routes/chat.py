@@ -14,8 +14,9 @@ from api.following import FROM_START
 from api.front import Front
 from api.waiting import until_ended
 from api.wire.chat import ChatCompletionRequest
+from api.wire.headers import parse_cancel_after, parse_sent
 from api.wire.objects import completion, completion_path, fault, job_object
-from api.wire.openapi import body_of
+from api.wire.openapi import submission_of
 from api.wire.prefer import Prefer, parse_prefer
 from shared import ids, jobs
 from shared.errors import Fault, SyncWaitExceeded
@@ -31,22 +32,40 @@ CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Where openai-python and openai-node say after how many seconds they give up."""
 
 
-@router.post("/v1/chat/completions", openapi_extra=body_of(ChatCompletionRequest))
+@router.post("/v1/chat/completions", openapi_extra=submission_of(ChatCompletionRequest))
 async def create(request: Request, front: FrontDep, caller: AuthorizedCaller) -> Response:
     """Ask a model. The job is durable before anything is answered."""
     body, content_type = await request.body(), request.headers.get("content-type")
     raw, asked = await parse.read(body, lambda: _parsed(body, content_type))
     prefer = parse_prefer(",".join(request.headers.getlist("prefer")))
     background = bool(asked.background) or prefer.respond_async
-    request_id = request.scope["state"]["request_id"]
-    new = submission(front, caller, request_id, asked, raw, background=background)
-    [job] = await accept(front, [new])
+    new = submission(
+        front,
+        caller,
+        request.scope["state"]["request_id"],
+        asked,
+        raw,
+        background=background,
+        stop_after=parse_cancel_after(request.headers.get("cancel-after")),
+    )
+    [job], again = await accept(front, [new], parse_sent(request, raw))
     if asked.stream:
-        return await stream(front, job, after=FROM_START, anew=False)
-    with front.attendance.reading(job) as presence:
+        response = await stream(front, job, after=FROM_START, anew=again)
+    else:
+        response = await _held(request, front, job, prefer, background, again)
+    return replayed(response, again)
+
+
+async def _held(
+    request: Request, front: Front, job: Job, prefer: Prefer, background: bool, again: bool
+) -> Response:
+    """The answer, if it comes while the connection may be held; where to look for it otherwise."""
+    with front.attendance.reading(job, anew=again) as presence:
         ended = await until_ended(front, job, _hold(request, front, prefer, background), request)
         presence.over = ended.status in TERMINAL
         if ended.status not in TERMINAL and not background:
+            if front.draining:
+                return _refused(relay.DRAINING, ended)
             return await _held_too_long(request, front, ended)
     if ended.status in TERMINAL:
         return await answer(front, ended)
@@ -94,6 +113,13 @@ async def stream(front: Front, job: Job, *, after: int, anew: bool) -> Response:
     return sse.EventStream(ready, heartbeat=heartbeat, headers=job_headers(job))
 
 
+def replayed(response: Response, again: bool) -> Response:
+    """Say so when a request led to what it had become before."""
+    if again:
+        response.headers["idempotency-replayed"] = "true"
+    return response
+
+
 async def answer(front: Front, job: Job) -> Response:
     """What a held request gets when its job has ended."""
     if job.status != JobStatus.COMPLETED:
@@ -103,9 +129,10 @@ async def answer(front: Front, job: Job) -> Response:
 
 
 def _refused(why: Fault, job: Job) -> Response:
-    # The job has run: an SDK that tried again by itself would run, and pay, another.
-    headers = {**job_headers(job), "x-should-retry": "false"}
-    return envelope(why, headers=headers, job_id=ids.JOB + job.id)
+    # A job that has run would run, and be paid, once more if an SDK tried again by itself. One that
+    # goes on while we stop is found again.
+    advice = {"retry-after": "1"} if why == relay.DRAINING else {"x-should-retry": "false"}
+    return envelope(why, headers={**job_headers(job), **advice}, job_id=ids.JOB + job.id)
 
 
 async def accepted(front: Front, job: Job, prefer: Prefer) -> Response:

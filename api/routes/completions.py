@@ -7,7 +7,7 @@ from sqlmodel import Session
 
 from api.deps import AuthorizedCaller, FrontDep
 from api.errors import json_response
-from api.following import FROM_START, at_the_end
+from api.following import at_the_end
 from api.front import Front
 from api.parse import parse_json, validate
 from api.partial import partial_response
@@ -27,7 +27,7 @@ from api.wire.queries import (
 from shared import endings, ids, jobs, listing
 from shared.errors import InvalidRequest
 from shared.lifecycle import TERMINAL, JobStatus
-from shared.tables import Job, JobContent
+from shared.tables import Job
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["stored completions"])
 
@@ -45,20 +45,22 @@ async def list_completions(request: Request, front: FrontDep, caller: Authorized
         statuses=sorted(asked.status) or [JobStatus.COMPLETED],
         model=asked.model,
         metadata=asked.metadata,
+        with_content=True,
         newest_first=asked.order == "desc",
         after=asked.after,
         limit=asked.limit,
     )
     rows, more = await front.tx.read(_page, caller.account_id, filters)
-    shown = [completion(job, kept.response, job_view=job_object(job)) for job, kept in rows]
+    shown = [completion(job, response, job_view=job_object(job)) for job, response in rows]
     return json_response(list_object(shown, has_more=more))
 
 
 def _page(
     session: Session, account_id: str, filters: listing.Filters
-) -> tuple[list[tuple[Job, JobContent]], bool]:
+) -> tuple[list[tuple[Job, bytes | None]], bool]:
     rows, more = listing.page(session, account_id, filters)
-    return [(job, jobs.content(session, job.id)) for job in rows], more
+    kept = jobs.responses(session, [job.id for job in rows])
+    return [(job, kept[job.id]) for job in rows if job.id in kept], more
 
 
 @router.get("/{completion_id}")
@@ -83,7 +85,7 @@ async def _replay(request: Request, front: Front, job: Job) -> Response:
     )
     if at_the_end(job, after):
         return Response(status_code=204)  # a browser's EventSource takes this for the end
-    return await stream(front, job, after=after or FROM_START, anew=True)
+    return await stream(front, job, after=after, anew=True)
 
 
 async def shown(front: Front, job: Job, *, partial: bool = False) -> Response:

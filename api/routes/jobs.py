@@ -9,14 +9,15 @@ from api import parse, relay, sse
 from api.accept import accept, submission
 from api.deps import AuthorizedCaller, FrontDep
 from api.errors import json_response
-from api.following import FROM_START, at_the_end
+from api.following import at_the_end
 from api.front import Front
-from api.routes.chat import job_headers
+from api.routes.chat import job_headers, replayed
 from api.routes.completions import cancelled
 from api.waiting import last_entry
+from api.wire.headers import parse_cancel_after, parse_sent
 from api.wire.jobs import JobSubmit, parse_submission
 from api.wire.objects import attempt_object, job_object, list_object
-from api.wire.openapi import body_of
+from api.wire.openapi import submission_of
 from api.wire.queries import JobFilters, parse_query, parse_starting_after
 from shared import clock, ids, jobs, listing
 from shared.errors import ServiceError
@@ -25,27 +26,34 @@ from shared.tables import Job
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
-@router.post("", status_code=202, openapi_extra=body_of(JobSubmit, arrays=True))
+@router.post("", status_code=202, openapi_extra=submission_of(JobSubmit, arrays=True))
 async def submit(request: Request, front: FrontDep, caller: AuthorizedCaller) -> Response:
     """Submit one chat request, or an array of up to 1,000: all of them or none."""
     body, content_type = await request.body(), request.headers.get("content-type")
     raw, asked = await parse.read(body, lambda: _parsed(body, content_type))
     request_id = request.scope["state"]["request_id"]
+    stop_after = parse_cancel_after(request.headers.get("cancel-after"))
     raws = raw if isinstance(raw, list) else [raw]
     new = []
     for number, (job, body) in enumerate(zip(asked, raws, strict=True)):
         try:
-            new.append(submission(front, caller, request_id, job, body, background=True))
+            new.append(
+                submission(
+                    front, caller, request_id, job, body, background=True, stop_after=stop_after
+                )
+            )
         except ServiceError as error:
             if isinstance(raw, list) and error.param is not None:
                 error.param = f"[{number}].{error.param}"
             raise
-    rows = await accept(front, new)
+    rows, again = await accept(front, new, parse_sent(request, raw))
     if isinstance(raw, list):
-        return json_response(list_object([job_object(job) for job in rows]), status=202)
+        views = list_object([job_object(job) for job in rows])
+        return replayed(json_response(views, status=202), again)
     position = await front.tx.read(jobs.position, rows[0])
     headers = {**job_headers(rows[0]), "location": f"/v1/jobs/{ids.JOB}{rows[0].id}"}
-    return json_response(job_object(rows[0], position=position), status=202, headers=headers)
+    view = job_object(rows[0], position=position)
+    return replayed(json_response(view, status=202, headers=headers), again)
 
 
 def _parsed(body: bytes, content_type: str | None) -> tuple[Any, list[JobSubmit]]:
@@ -103,7 +111,8 @@ async def events(
     )
     if at_the_end(job, after):
         return Response(status_code=204)  # an EventSource that reconnects takes this for the end
-    frames = await sse.opened(relay.events(front, job, after=after or FROM_START), 0.0)
+    jobs.check_content(job)
+    frames = await sse.opened(relay.events(front, job, after=after), 0.0)
     heartbeat = front.settings.heartbeat.total_seconds()
     return sse.EventStream(frames, heartbeat=heartbeat, headers=job_headers(job))
 

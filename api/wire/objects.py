@@ -47,6 +47,7 @@ def job_object(
         "first_delta_at": clock.seconds(job.first_delta_at),
         "completed_at": clock.seconds(job.completed_at),
         "expires_at": clock.seconds(job.expires_at),
+        "stop_at": clock.seconds(job.stop_at),
         "queue": {"lane": job.lane, "position": position, "eta_seconds": None},
         "progress": _progress(job, latest),
         "usage": job.usage,

@@ -4,6 +4,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from api.wire.headers import HEADERS
+
+
+def submission_of(shape: type[BaseModel], *, arrays: bool = False) -> dict[str, Any]:
+    """The `openapi_extra` of a route that makes jobs of bodies of this shape."""
+    return {**body_of(shape, arrays=arrays), "parameters": HEADERS}
+
 
 def body_of(shape: type[BaseModel], *, arrays: bool = False) -> dict[str, Any]:
     """The `openapi_extra` of a route whose body has this shape."""

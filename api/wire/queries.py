@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from api.following import FROM_START
 from api.parse import validate
 from api.wire.shapes import Metadata, ModelName, UnixSeconds
 from shared import ids
@@ -116,19 +117,20 @@ def _status(word: str) -> JobStatus:
 
 
 def parse_starting_after(value: str | None, last_event_id: str | None = None) -> int:
-    """The last sequence number a reader has seen, 0 for none.
+    """The last sequence number a reader has seen, `FROM_START` if it says none.
 
     The larger wins of `starting_after` and `Last-Event-ID`: a browser that reconnects repeats its
     first URL. Raises `InvalidRequest` when `starting_after` is no such number; a foreign
     `Last-Event-ID` is ignored.
     """
-    seen = _sequence_number(value) if value is not None else 0
+    seen = _sequence_number(value) if value is not None else FROM_START
     if seen is None:
         raise InvalidRequest(
             "Invalid 'starting_after': should be the sequence number of an event, 0 or more.",
             param="starting_after",
         )
-    return max(seen, _sequence_number(last_event_id or "") or 0)
+    since = _sequence_number(last_event_id or "")
+    return seen if since is None else max(seen, since)
 
 
 def _sequence_number(text: str) -> int | None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from api.following import FROM_START
 from api.parse import validate
 from api.wire.chat import MetadataUpdate
 from api.wire.jobs import parse_submission
@@ -123,15 +124,16 @@ def test_preferences_are_read_and_what_is_odd_is_ignored(
 @pytest.mark.parametrize(
     "starting_after, last_event_id, seen",
     [
-        (None, None, 0),
+        (None, None, FROM_START),
         ("0", None, 0),
         ("7", None, 7),
         (None, "12", 12),
         ("7", "12", 12),
         ("12", "7", 12),
         ("7", "of another server", 7),
-        (None, "-3", 0),
-        (None, "9" * 40, 0),
+        (None, "0", 0),
+        (None, "-3", FROM_START),
+        (None, "9" * 40, FROM_START),
     ],
 )
 def test_a_stream_is_taken_up_where_its_reader_stopped(

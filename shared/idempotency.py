@@ -1,0 +1,114 @@
+"""Requests that come again: by the caller's own key, or by an SDK that tries again by itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sqlalchemy import delete, func, or_
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import Session, col, select
+
+from shared import jobs
+from shared.clock import database_now, due_at
+from shared.errors import IdempotencyInFlight, IdempotencyKeyReused, NotFound
+from shared.jobs import Submission
+from shared.tables import IdempotencyKey, Job
+
+KEPT_FOR: Final = 24 * 3600 * 1000
+"""Milliseconds a key is remembered."""
+RETRIED_WITHIN: Final = 15 * 60 * 1000
+"""Milliseconds after which an SDK's repetition is taken for a new request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How a request can be recognised when it comes again."""
+
+    scope: str
+    """Method and path, as in `POST /v1/jobs`."""
+    fingerprint: bytes
+    """SHA-256 of its canonical JSON."""
+    key: str | None = None
+    """The caller's `Idempotency-Key`."""
+    by_sdk: bool = False
+    """OpenAI's SDKs send a request again by themselves, without a key, and say so."""
+    retried: bool = False
+    """This is such a repetition."""
+
+
+def submit(
+    session: Session, many: Sequence[Submission], sent: Sent | None, *, again: bool = False
+) -> tuple[list[Job], bool]:
+    """Accept all of them, or find the jobs that this very request became earlier (True).
+
+    `again`: these submissions were tried before, and their commit went unanswered. Raises
+    `IdempotencyKeyReused` when the key came with another request, `IdempotencyInFlight` while the
+    same one is being accepted elsewhere.
+    """
+    if again and (landed := _rows(session, [new.job_id for new in many])):
+        return landed, False
+    if sent is not None and sent.key is not None:
+        earlier = _enter(session, many[0].account_id, sent, [new.job_id for new in many])
+        if earlier is not None:
+            return earlier, True
+    elif sent is not None and sent.by_sdk:
+        many = [replace(new, fingerprint=sent.fingerprint) for new in many]
+    return jobs.submit_all(session, many), False
+
+
+def _enter(session: Session, account_id: str, sent: Sent, job_ids: list[str]) -> list[Job] | None:
+    """Take the key for these jobs; the jobs it stands for already, when another was first."""
+    place = {"account_id": account_id, "scope": sent.scope, "key": sent.key}
+    old = delete(IdempotencyKey).filter_by(**place)
+    session.execute(old.where(col(IdempotencyKey.created_at) < database_now() - KEPT_FOR))
+    insert: Any = sqlite.insert
+    if session.get_bind().dialect.name == "postgresql":
+        insert = postgresql.insert
+        # The insert alone would wait for the other's commit, and everybody else for us.
+        name = func.hashtextextended(f"{account_id} {sent.scope} {sent.key}", 0)
+        if not session.execute(select(func.pg_try_advisory_xact_lock(name))).scalar_one():
+            raise IdempotencyInFlight("The same request is being accepted right now.")
+    entry = insert(IdempotencyKey).values(
+        **place, fingerprint=sent.fingerprint, job_ids=job_ids, created_at=database_now()
+    )
+    if session.execute(entry.on_conflict_do_nothing().returning(col(IdempotencyKey.key))).first():
+        return None
+    known = session.get_one(IdempotencyKey, (account_id, sent.scope, sent.key))
+    if known.fingerprint != sent.fingerprint:
+        raise IdempotencyKeyReused(
+            "This Idempotency-Key came before, with another request.", param="Idempotency-Key"
+        )
+    found = _rows(session, known.job_ids)
+    if not found:
+        raise NotFound("This Idempotency-Key came before, and its job has been deleted since.")
+    return found
+
+
+def _rows(session: Session, job_ids: list[str]) -> list[Job]:
+    found = session.exec(select(Job).where(col(Job.id).in_(job_ids))).all()
+    places = {job_id: place for place, job_id in enumerate(job_ids)}
+    return sorted(found, key=lambda job: places[job.id])
+
+
+def earlier(
+    session: Session, account_id: str, key_id: str | None, sent: Sent, *, grace_ms: int
+) -> tuple[Job, bool] | None:
+    """The job that an SDK's request became when it was sent before, and whether nobody reads it.
+
+    Several alike are taken newest first, those that nobody reads before the others. A job is read
+    while its `attended_until` is further away than the grace, which begins when a reader leaves.
+    """
+    unread = or_(
+        col(Job.completed_at).is_not(None),
+        col(Job.attended_until).is_(None),
+        col(Job.attended_until) <= due_at(grace_ms),
+    )
+    alike = select(Job, unread).where(
+        col(Job.account_id) == account_id,
+        col(Job.fingerprint) == sent.fingerprint,
+        col(Job.key_id) == key_id,
+        col(Job.created_at) > database_now() - RETRIED_WITHIN,
+    )
+    newest = alike.order_by(unread.desc(), col(Job.id).desc()).limit(1)
+    found = session.exec(newest).first()
+    return None if found is None else (found[0], bool(found[1]))
