@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Final
 
 import structlog
 from redis.asyncio import Redis
@@ -19,6 +21,9 @@ from shared.queue import Hints
 from shared.tables import Job
 
 log = structlog.get_logger()
+
+LAST_HINTS_WITHIN: Final = timedelta(seconds=2)
+"""For the hints that still wait when the process ends; the sweep sends what is not sent by then."""
 
 
 class Front:
@@ -42,12 +47,20 @@ class Front:
         self.attendance = Attendance(tx, settings.disconnect_grace)
         self.window = Window(redis, settings.hint_window)
         self.hints = Hints(queue.connect(settings.redis), self._lost)
+        self.draining = False
+        """What is held open has to end now: this process is about to stop."""
         self._loop = asyncio.get_running_loop()
+
+    def drain(self) -> None:
+        """End what is held open, each in its own way; its client goes on elsewhere."""
+        self.draining = True
+        self.hub.wake()
 
     async def forget(self, job: Job) -> None:
         """Delete a deleted job's log."""
         try:
-            await self.redis.delete(streams.log_name(job.id))
+            async with streams.promptly():
+                await self.redis.delete(streams.log_name(job.id))
         except (RedisError, OSError) as error:
             log.warning("log_not_deleted", job_id=job.id, error=str(error))  # it expires
 
@@ -73,6 +86,6 @@ async def lifespan(settings: ApiSettings, metrics: Metrics) -> AsyncIterator[Fro
         await front.window.stop()
         await front.attendance.stop()
         await front.hub.stop()
-        await asyncio.to_thread(front.hints.close)
+        await asyncio.to_thread(front.hints.close, LAST_HINTS_WITHIN)
         tx.close()
         await redis.aclose()

@@ -21,7 +21,8 @@ log = structlog.get_logger()
 
 BUFFER = 256
 """Messages kept for a reader before it is sent to the log."""
-ACKNOWLEDGED_WITHIN = 2.0
+ACKNOWLEDGED_WITHIN = 0.5
+"""Seconds a reader waits for its subscription; without Redis it has the row to look at."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 """Seconds between tries while Redis is away."""
 PING_EVERY = 1.0
@@ -50,6 +51,10 @@ class Bell:
         """Forget what waits; the log has it all."""
         self._messages.clear()
         self.missed = True
+        self._rung.set()
+
+    def wake(self) -> None:
+        """End the wait, though nothing came."""
         self._rung.set()
 
     async def wait(self, seconds: float) -> list[bytes]:
@@ -100,6 +105,12 @@ class Hub:
     def readers(self) -> int:
         """How many are listening."""
         return sum(map(len, self._bells.values()))
+
+    def wake(self) -> None:
+        """Have every reader look up."""
+        for bells in self._bells.values():
+            for bell in bells:
+                bell.wake()
 
     @asynccontextmanager
     async def listen(self, job_id: str) -> AsyncIterator[Bell]:

@@ -10,9 +10,10 @@ from shared.tables import Job
 
 
 async def partial_response(front: Front, job: Job) -> bytes | None:
-    """A `chat.completion` of the last attempt's deltas until now; None when Redis cannot tell."""
+    """A `chat.completion` of the last attempt's deltas; None when Redis cannot tell at once."""
     try:
-        entries = await streams.read(front.redis, job.id)
+        async with streams.promptly():
+            entries = await streams.read(front.redis, job.id)
     except (RedisError, OSError):
         return None
     transcript = Transcript()

@@ -1,14 +1,14 @@
 """A job's entries as frames: OpenAI's chunks, or the named events of the native view."""
 
-from collections.abc import AsyncGenerator
-from typing import Final
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Final
 
 from api import sse
 from api.following import FROM_START, Follower
 from api.front import Front
 from api.wire.objects import fault, job_object
 from shared import jobs, streams
-from shared.errors import Fault
+from shared.errors import Draining, Fault, Unavailable
 from shared.lifecycle import JobStatus
 from shared.streams import DELTAS, END, RETRYING, STARTED, Entry
 from shared.tables import Job
@@ -20,6 +20,7 @@ RESTARTED: Final = Fault(
     "The worker was lost and the job began anew: read the stream again from the start.",
     retryable=True,
 )
+DRAINING: Final = Fault.of(Draining("This server is about to stop; the job goes on. Ask again."))
 
 
 async def chunks(front: Front, job: Job, *, after: int, anew: bool) -> AsyncGenerator[bytes]:
@@ -27,7 +28,7 @@ async def chunks(front: Front, job: Job, *, after: int, anew: bool) -> AsyncGene
 
     Yields nothing (`b""`) now and then while it waits. `anew`: the job was submitted earlier.
     Raises `StreamFailed` when the job did not complete, or began anew after this reader had seen
-    text.
+    text, or when this process is about to stop.
     """
     frames = sse.ChunkFrames(job)
     follower = Follower(front.tx, front.hub, job, after=after)
@@ -50,15 +51,24 @@ async def chunks(front: Front, job: Job, *, after: int, anew: bool) -> AsyncGene
                     if fields["status"] != JobStatus.COMPLETED:
                         yield b"".join(out)
                         raise sse.StreamFailed(fault(fields["status"], fields), job, entry.seq)
-                    if job.include_usage and fields["usage"]:
-                        out += [frames.usage(entry.seq, fields["usage"]), sse.DONE]
-                    else:  # numbered, so that a browser that reconnects can be told to stay away
-                        out.append(b"id: %d\n%b" % (entry.seq, sse.DONE))
+                    out.append(_done(frames, job, entry.seq, fields["usage"]))
             yield b"".join(out)
+            if front.draining and not presence.over:
+                raise sse.StreamFailed(DRAINING, job)
+
+
+def _done(frames: sse.ChunkFrames, job: Job, seq: int, usage: Mapping[str, Any] | None) -> bytes:
+    if job.include_usage and usage:
+        return frames.usage(seq, usage) + sse.DONE
+    # Numbered, so that a browser that reconnects can be told to stay away.
+    return b"id: %d\n%b" % (seq, sse.DONE)
 
 
 async def events(front: Front, job: Job, *, after: int) -> AsyncGenerator[bytes]:
-    """The native events after a number; the last carries the final job object."""
+    """The native events after a number; the last carries the final job object.
+
+    They break off when this process is about to stop.
+    """
     follower = Follower(front.tx, front.hub, job, after=after)
     quiet = min(2.0, front.settings.heartbeat.total_seconds())
     with front.attendance.reading(job, anew=True) as presence:
@@ -71,11 +81,17 @@ async def events(front: Front, job: Job, *, after: int) -> AsyncGenerator[bytes]
                     out += _delta_events(entry)
                 elif entry.kind == END:
                     presence.over = True
-                    out.append(await _final_events(front, follower, entry))
+                    try:
+                        out.append(await _final_events(front, follower, entry))
+                    except Unavailable:  # it comes back for the end, as an EventSource does
+                        yield b"".join(out)
+                        return
                 else:
                     name = "job.started" if entry.kind == STARTED else "job.retrying"
                     out.append(sse.event_frame(name, entry.fields, entry.seq))
             yield b"".join(out)
+            if front.draining:
+                return  # an EventSource comes back by itself, with the last id it saw
 
 
 def _delta_events(entry: Entry) -> list[bytes]:

@@ -34,21 +34,18 @@ HEADERS: Final = {
 class StreamFailed(Exception):
     """The stream cannot go on: the job failed, was stopped, or began anew."""
 
-    def __init__(self, fault: Fault, job: Job, seq: int) -> None:
+    def __init__(self, fault: Fault, job: Job, seq: int | None = None) -> None:
         super().__init__(fault.message)
         self.fault = fault
         self.job = job
         self.seq = seq
+        """The failure's number; without one the reader's cursor stays where it is."""
 
     @property
     def frames(self) -> bytes:
         """The failure as SDKs raise it, and the end."""
         error = {**self.fault.body(), "job_id": ids.JOB + self.job.id}
-        return b"id: %d\nevent: error\ndata: %b\n\n%b" % (
-            self.seq,
-            orjson.dumps({"error": error}),
-            DONE,
-        )
+        return event_frame("error", {"error": error}, self.seq) + DONE
 
 
 class ChunkFrames:
@@ -79,7 +76,7 @@ class ChunkFrames:
 
 
 def event_frame(name: str, data: Mapping[str, Any], seq: int | None = None) -> bytes:
-    """A named event of the native view."""
+    """A named event."""
     where = b"" if seq is None else b"id: %d\n" % seq
     return b"%bevent: %b\ndata: %b\n\n" % (where, name.encode(), orjson.dumps(data))
 

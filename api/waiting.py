@@ -14,7 +14,8 @@ from shared.tables import Job
 
 
 async def until_ended(front: Front, job: Job, seconds: float, request: Request) -> Job:
-    """The job once it has ended, or as it is after so many seconds or when the client has left."""
+    """The job once it has ended, or as it is after so many seconds, when the client has left, and
+    when this process is about to stop."""
     if job.status in TERMINAL or seconds <= 0:
         return job
     waiting = asyncio.ensure_future(_ended(front, job))
@@ -37,7 +38,7 @@ async def _ended(front: Front, job: Job) -> Job:
         while True:
             bell.caught_up()
             job = await front.tx.read(jobs.find, job.account_id, job.id)
-            if job.status in TERMINAL:
+            if job.status in TERMINAL or front.draining:
                 return job
             while True:
                 messages = await bell.wait(quiet)
@@ -48,10 +49,11 @@ async def _ended(front: Front, job: Job) -> Job:
 
 
 async def last_entry(front: Front, job: Job) -> streams.Entry | None:
-    """The log's last entry of a running job; None when Redis cannot tell."""
-    if job.status in TERMINAL:
+    """The log's last entry of a job under way; None when Redis cannot tell at once."""
+    if job.status in TERMINAL or job.attempt == 0:
         return None
     try:
-        return await streams.last(front.redis, job.id)
+        async with streams.promptly():
+            return await streams.last(front.redis, job.id)
     except (RedisError, OSError):
         return None

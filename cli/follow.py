@@ -64,6 +64,8 @@ def follow(
                     for event in sse.events(_heard(response, waiting)):
                         if event.data == "[DONE]":
                             return
+                        if event.name == "error" and _draining(event):
+                            break
                         if event.id is not None and event.name == "message":
                             last = int(event.id)
                             waiting.renew()
@@ -92,6 +94,12 @@ def until_ended(client: httpx.Client, job_id: str, patience: float = PATIENCE) -
         except httpx.TransportError as error:
             failure = unreachable(client, error)
         waiting.wait(failure)
+
+
+def _draining(event: sse.Event) -> bool:
+    """Whether it is the server that ends, and not the job's stream."""
+    code: str = json.loads(event.data)["error"]["code"]
+    return code == "draining"
 
 
 def _heard(response: httpx.Response, waiting: Patience) -> Iterator[bytes]:

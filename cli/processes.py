@@ -19,30 +19,14 @@ def api(
 
     Example: `sluice api --host 0.0.0.0 --port 8080`
     """
-    import uvicorn
-
-    from api.app import create_app
+    from api import server
     from api.settings import ApiSettings
     from cli import configuration
     from shared import log
 
     settings = configuration.read(ApiSettings, host=host, port=port)
     log.configure(settings, "api")
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            host=settings.host,
-            port=settings.port,
-            loop="uvloop",
-            http="httptools",
-            timeout_graceful_shutdown=round(settings.shutdown_grace.total_seconds()),
-            log_config=None,
-            access_log=False,  # the app logs its requests itself
-            proxy_headers=False,
-        )
-    )
-    server.run()
-    if not server.started:
+    if not server.serve(settings):
         raise Failure("The API did not start; the log says why.", code=FAILED)
 
 

@@ -22,11 +22,13 @@ async def announce(tx: Transactions, redis: Redis, job: Job) -> None:
     """
     try:
         if job.status in TERMINAL:
-            seq = await streams.close(redis, job.id, job.attempt, job.status, job.error)
+            async with streams.promptly():
+                seq = await streams.close(redis, job.id, job.attempt, job.status, job.error)
             if seq > job.last_seq:
                 await tx(_number, job.id, seq)
         elif job.worker_id is not None:
-            await redis.publish(streams.control_channel(job.worker_id), job.id)
+            async with streams.promptly():
+                await redis.publish(streams.control_channel(job.worker_id), job.id)
     except (RedisError, OSError, Unavailable) as error:
         log.warning("end_not_announced", job_id=job.id, error=str(error))
 

@@ -6,6 +6,7 @@ worker that lost its lease is fenced by the append itself, and a refused entry i
 of its last one.
 """
 
+import asyncio
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ RUNNING_TTL_MS: Final = 3 * 3600 * 1000
 ENDED_TTL_MS: Final = 3600 * 1000
 """How long it stays after the end; then the archive in the database serves."""
 SOCKET_TIMEOUT: Final = 5.0
+PROMPTLY: Final = 0.4
+"""Seconds an answer waits for what it can do without; some ask twice, and all leave within one."""
 
 STARTED: Final = b"s"
 RETRYING: Final = b"r"
@@ -184,6 +187,14 @@ async def close(
     """End the log of a job that no worker holds; the end's seq, or -1 when it has one already."""
     payload = end_payload(status, error=error)
     return await mark(redis, job_id, attempt, payload, otherwise=1, ttl_ms=ENDED_TTL_MS)
+
+
+def promptly() -> asyncio.Timeout:
+    """Bound a word with Redis that may be left out; raises `TimeoutError`, which is an `OSError`.
+
+    The client closes the connection of a command that was broken off: nobody gets its answer.
+    """
+    return asyncio.timeout(PROMPTLY)
 
 
 def open_redis(url: str, *, connections: int = 64) -> Redis:

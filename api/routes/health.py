@@ -16,7 +16,7 @@ from shared.errors import NotFound, Unavailable
 
 router = APIRouter(tags=["health"])
 
-CHECK_WITHIN = 2.0
+CHECK_WITHIN = 1.0
 """Seconds each check may take."""
 
 

@@ -252,6 +252,17 @@ async def test_what_waits_for_redis_is_bounded(desk: Desk, redis_server: Valkey)
     await asyncio.wait_for(waiting, 15)
 
 
+async def test_readers_can_be_woken(desk: Desk) -> None:
+    """When the process is about to stop even the quietest of them learns of it at once."""
+    async with desk.hub.listen(desk.claim.job.id) as bell:
+        bell.caught_up()
+        waiting = asyncio.create_task(bell.wait(60))
+        await asyncio.sleep(0)
+        desk.hub.wake()
+
+        assert await asyncio.wait_for(waiting, 10) == []
+
+
 async def test_a_slow_reader_is_sent_to_the_log(desk: Desk) -> None:
     """It neither slows the others nor fills the memory, and misses nothing."""
     job_log = await desk.log()
@@ -289,9 +300,9 @@ async def test_nothing_left_is_410(desk: Desk) -> None:
     await desk.redis.flushall()
 
     def forget(session: Session) -> None:
-        content = session.get_one(JobContent, job.id)
-        content.log = None
-        session.add(content)
+        session.delete(session.get_one(JobContent, job.id))
+        session.flush()
+        session.add(JobContent(job_id=job.id, request=b"{}"))
 
     await desk.tx(forget)
 

@@ -1,0 +1,87 @@
+"""`sluice api` as a server: how it learns that a client is gone, and how it ends in good order."""
+
+import asyncio
+import math
+import socket
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+from api.app import create_app
+from api.settings import ApiSettings
+from shared.db import ANSWER_WITHIN
+
+KEEP_ALIVE: Final = (
+    ("TCP_KEEPIDLE", 30),
+    ("TCP_KEEPINTVL", 10),
+    ("TCP_KEEPCNT", 3),
+    ("TCP_USER_TIMEOUT", 60_000),
+)
+"""A machine that says nothing for 30 s is asked three times, 10 s apart; one that leaves our bytes
+unacknowledged for 60,000 ms is gone. A platform may lack some of these."""
+LAST_RESORT: Final = math.ceil(ANSWER_WITHIN) + 2
+"""Seconds that answers have to end after the grace, before they are broken off; more than the
+database has to say no."""
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's; what is open when it is asked to stop goes on for the grace, then hears why."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self._app = create_app(settings)
+        self._grace = settings.shutdown_grace.total_seconds()
+        self._signals: set[int] = set()
+        super().__init__(
+            uvicorn.Config(
+                self._app,
+                host=settings.host,
+                port=settings.port,
+                loop="uvloop",
+                http="httptools",
+                timeout_graceful_shutdown=math.ceil(self._grace) + LAST_RESORT,
+                log_config=None,
+                access_log=False,  # the app logs its requests itself
+                proxy_headers=False,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, for connections that notice when their other end is gone."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                keep_alive(listener)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, and wait for what is open, the longest until the last resort."""
+        front = self._app.state.front
+        draining = asyncio.get_running_loop().call_later(self._grace, front.drain)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            draining.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop in good order, or at once when the same signal has come before.
+
+        Uvicorn's own would raise the signal again in the end: the exit code would not be 0.
+        """
+        self.force_exit |= sig in self._signals
+        self.should_exit = True
+        self._signals.add(sig)
+
+
+def serve(settings: ApiSettings) -> bool:
+    """Serve the API until SIGTERM or SIGINT; whether it ever started."""
+    server = Server(settings)
+    server.run()
+    return server.started
+
+
+def keep_alive(listener: socket.socket) -> None:
+    """Have TCP look after the connections that this socket will accept; they inherit it."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE:
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
