@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlmodel import Session
@@ -13,8 +14,8 @@ from shared.settings import StoreSettings
 
 
 @contextmanager
-def transaction(settings: StoreSettings) -> Iterator[Session]:
-    """A session that commits at the end. Raises `Failure` when the database is not ready."""
+def opened(settings: StoreSettings) -> Iterator[Engine]:
+    """An engine on migrated tables. Raises `Failure` when the database is not ready."""
     with as_failures(settings):
         current, newest = db.revision(settings.database)
         if current != newest:
@@ -25,10 +26,20 @@ def transaction(settings: StoreSettings) -> Iterator[Session]:
             )
         engine = db.connect(settings.database)
         try:
-            with Session(engine, expire_on_commit=False) as session, session.begin():
-                yield session
+            yield engine
         finally:
             engine.dispose()
+
+
+@contextmanager
+def transaction(settings: StoreSettings) -> Iterator[Session]:
+    """A session that commits at the end. Raises `Failure` when the database is not ready."""
+    with (
+        opened(settings) as engine,
+        Session(engine, expire_on_commit=False) as session,
+        session.begin(),
+    ):
+        yield session
 
 
 @contextmanager

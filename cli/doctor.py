@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,12 +29,26 @@ class Finding:
     advice: str = ""
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    rows: Annotated[
+        bool, typer.Option("--audit", help="Check every row of the database instead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check configuration, database, Redis, workers and catalogue, and say what to do.
 
     Looks at what the environment names; without SLUICE_REDIS_URL, at the `sluice up` that runs on
     SLUICE_HOME. Example: `SLUICE_REDIS_URL=redis://redis:6379/0 sluice doctor --json`
+
+    With `--audit`: whether everything in the database is as it must be, job by job. It only
+    reads, in small portions, so the service may run meanwhile.
     """
+    _see_what_up_runs()
+    if rows:
+        from cli.audit import audit
+
+        audit(as_json)
+        return
     findings = list(examine())
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings]))
@@ -49,7 +63,6 @@ def examine() -> Iterator[Finding]:
     from cli import configuration
     from workers.settings import WorkerSettings
 
-    _see_what_up_runs()
     try:
         yield _configuration()
         settings = configuration.read(WorkerSettings)

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from threading import Barrier
 from typing import Any, TypeVar
 
+import orjson
 from sqlmodel import Session
 
-from shared import accounts, clock, db, jobs, leases
+from shared import accounts, clock, db, ids, jobs, leases
+from shared.chat import Transcript
 from shared.errors import Fault
 from shared.jobs import Submission
 from shared.leases import Claim
@@ -109,6 +111,26 @@ def job_in(session: Session, /, status: JobStatus, **fields: Any) -> Job:
     ended = leases.settle(session, claimed(session, **fields).lease, outcomes[status])
     assert ended is not None
     return ended
+
+
+def spoken(job: Job, *words: str) -> Said:
+    """What a model may say in an attempt at this job: log, result and counts tell the same."""
+    deltas: list[dict[str, Any]] = [{"content": word} for word in words or ("Hi ", "there.")]
+    chunks: list[dict[str, Any]] = [
+        {"index": 0, "delta": delta, "finish_reason": None} for delta in deltas
+    ]
+    chunks[-1]["finish_reason"] = "stop"
+    transcript = Transcript()
+    for chunk in chunks:
+        transcript.add([chunk])
+    response = transcript.completion(id=ids.COMPLETION + job.id, created=1, model=job.model)
+    return Said(
+        response=orjson.dumps(response),
+        log=b"\n".join(orjson.dumps({"choices": [chunk]}) for chunk in chunks),
+        deltas=len(chunks),
+        characters=transcript.characters,
+        usage={"total_tokens": 5},
+    )
 
 
 def ended_at(session: Session, /, moment: int, **fields: Any) -> Job:

@@ -4,25 +4,23 @@ import logging
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
-import structlog
 from celery import Celery
 from celery.apps.beat import Beat
 from celery.exceptions import SecurityWarning
 
-from shared import ids, jobs, queue
+from shared import ids, queue, retention
 from shared import log as logs
 from workers import attempts, bench
 from workers.pool import run_worker
 from workers.settings import WorkerSettings
 
-log = structlog.get_logger()
-
 TASK_MARGIN = 300.0
 """Seconds a task may take beyond the attempt's upstream call, to settle."""
 PRUNE_EVERY = 600.0
 """Seconds between two clean-ups."""
-PRUNE_AT_ONCE = 200
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def create_worker(settings: WorkerSettings) -> Celery:
@@ -47,18 +45,17 @@ def create_worker(settings: WorkerSettings) -> Celery:
 
     @app.task(name=queue.PRUNE, shared=False)
     async def prune() -> None:
-        await prune_jobs(opened[0])
+        at = opened[0]
+        await retention.enforce(
+            at.tx,
+            at.redis,
+            jobs_for=settings.retention,
+            contents_for=settings.content_retention,
+        )
 
     app.lifespan = lifespan
     app.drain = drain
     return app
-
-
-async def prune_jobs(at: bench.Bench) -> None:
-    """Delete what is older than the retention, in small transactions."""
-    older_than = round(at.settings.retention.total_seconds() * 1000)
-    while gone := await at.tx(jobs.prune, older_than, PRUNE_AT_ONCE):
-        log.info("pruned", jobs=len(gone))
 
 
 def run(settings: WorkerSettings) -> int:
@@ -84,6 +81,8 @@ def beat(settings: WorkerSettings) -> int:
         "prune": {
             "task": queue.PRUNE,
             "schedule": PRUNE_EVERY,
+            # Due at once: a machine that never runs for as long as that is cleaned up as well.
+            "last_run_at": LONG_AGO,
             "options": {"queue": queue.MAINTENANCE, "expires": PRUNE_EVERY},
         }
     }

@@ -1,4 +1,4 @@
-"""Jobs on a real database: submitted, found, moved, cancelled, abandoned, expired, pruned."""
+"""Jobs on a real database: submitted, found, moved, cancelled, abandoned, expired."""
 
 from datetime import timedelta
 from functools import partial
@@ -21,7 +21,6 @@ from tests.factories import (
     SAID,
     Sessions,
     claimed,
-    ended_at,
     job_in,
     submission,
     submitted,
@@ -155,7 +154,7 @@ def test_a_running_job_is_asked_to_stop(sessions: Sessions) -> None:
         account_id, job_id = claim.job.account_id, claim.job.id
         asked_at = jobs.cancel(session, account_id, job_id).cancel_requested_at
 
-        assert leases.beat(session, claim.lease.worker_id) == [job_id]
+        assert leases.beat(session, claim.lease.worker_id) == [(job_id, 1, True)]
         again = jobs.cancel(session, account_id, job_id)
         assert (again.status, again.cancel_requested_at) == ("in_progress", asked_at)
         assert asked_at is not None
@@ -295,21 +294,3 @@ def test_only_an_ended_job_is_deleted(sessions: Sessions, status: JobStatus) -> 
     else:
         with sessions() as session, pytest.raises(InvalidRequest, match="cancel it"):
             jobs.remove(session, job.account_id, job.id)
-
-
-def test_old_jobs_are_pruned_in_batches(sessions: Sessions) -> None:
-    """The oldest first, with their contents, and none that is younger or still runs."""
-    with sessions() as session:
-        long_ago = clock.now() - 2 * HOUR
-        old = [ended_at(session, long_ago - number, metadata={"a": "1"}).id for number in range(5)]
-        kept = {job_in(session, status).id for status in (JobStatus.COMPLETED, JobStatus.QUEUED)}
-
-    pruned = []
-    for _ in range(3):
-        with sessions() as session:
-            pruned.append(set(jobs.prune(session, HOUR, 2)))
-    with sessions() as session:
-        assert pruned == [{old[4], old[3]}, {old[2], old[1]}, {old[0]}]
-        assert set(session.exec(select(Job.id))) == kept
-        assert set(session.exec(select(JobContent.job_id))) == kept
-        assert count(session, JobMetadata) == 0

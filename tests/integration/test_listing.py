@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import Session, update
 
-from shared import accounts, clock, jobs, leases, listing
+from shared import accounts, clock, jobs, leases, listing, losses, retention
 from shared.errors import InvalidRequest
 from shared.lifecycle import JobStatus
 from shared.listing import Filters
@@ -128,12 +128,16 @@ QUERIES: dict[str, Callable[[Session, str, str], object]] = {
     "position": lambda session, _, job: jobs.position(session, session.get_one(Job, job)),
     "expire": lambda session, *_: jobs.expire(session, 10),
     "abandoned": lambda session, *_: jobs.abandoned(session, 10),
-    "rescue": lambda session, *_: leases.rescue(session, 10),
+    "rescue": lambda session, *_: losses.rescue(session, 10),
+    "suspects": lambda session, *_: losses.suspects(session, stale_ms=9, limit=10),
     "beat": lambda session, *_: leases.beat(session, worker(session)),
-    "waiting": lambda session, *_: leases.waiting(session, "interactive", stale_ms=None),
-    "unhinted": lambda session, *_: leases.unhinted(session, "interactive", stale_ms=9, limit=10),
+    "missing": lambda session, *_: leases.missing(session, "interactive", 10),
+    "stale": lambda session, *_: leases.stale(session, "interactive", after_ms=9, limit=10),
+    "mark": lambda session, _, job: leases.mark_hinted(session, [job], after_ms=9),
     "hinted": lambda session, *_: leases.hinted(session, "interactive", 10),
-    "prune": lambda session, *_: jobs.prune(session, 0, 10),
+    "prune": lambda session, *_: retention.prune(session, 0, 10),
+    "anonymise": lambda session, *_: retention.anonymise(session, 0, 10),
+    "forget workers": lambda session, *_: retention.forget_workers(session, 0, 10),
     "unfinished": lambda session, *_: jobs.unfinished(session),
 }
 

@@ -1,0 +1,151 @@
+"""Retention: what is deleted when it has been kept long enough, in small transactions."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Final
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import delete, exists, tuple_, update
+from sqlmodel import Session, col, select
+
+from shared import idempotency, streams
+from shared.clock import database_now
+from shared.db import Transactions
+from shared.errors import Unavailable
+from shared.lifecycle import JobStatus
+from shared.tables import IdempotencyKey, Job, JobContent, JobMetadata, Worker
+
+log = structlog.get_logger()
+
+AT_ONCE: Final = 200
+"""Rows that one transaction takes away at most."""
+REPORT_EVERY: Final = 10.0
+"""Seconds between two lines in the log of a clean-up that takes long."""
+
+Step = Callable[[Session, int, int], Sequence[object]]
+"""Takes away at most so many (the last argument) of what ended that many milliseconds ago."""
+
+
+async def enforce(
+    tx: Transactions, redis: Redis, *, jobs_for: timedelta, contents_for: timedelta | None
+) -> None:
+    """Take away everything that has been kept long enough; `contents_for` None: as the job.
+
+    Whatever ends it in between has lost nothing: the next run finds what is left. Two at once
+    share the work.
+    """
+    try:
+        await _repeat(tx, redis, prune, jobs_for)
+        if contents_for is not None:
+            await _repeat(tx, redis, anonymise, contents_for)
+        await _repeat(tx, redis, forget_keys, timedelta(milliseconds=idempotency.KEPT_FOR))
+        await _repeat(tx, redis, forget_workers, jobs_for)
+    except Unavailable as error:
+        log.warning("retention_waits_for_database", error=error.message)
+
+
+async def _repeat(tx: Transactions, redis: Redis, step: Step, kept_for: timedelta) -> None:
+    older_than = round(kept_for.total_seconds() * 1000)
+    done, reported = 0, time.monotonic()
+    while True:
+        began = time.monotonic()
+        gone = await tx(step, older_than, AT_ONCE)
+        done += len(gone)
+        if step in (prune, anonymise):
+            await _delete_logs(redis, [str(job_id) for job_id in gone])
+        now = time.monotonic()
+        last = len(gone) < AT_ONCE
+        if done and (last or now - reported >= REPORT_EVERY):
+            log.info(step.__name__, rows=done, more=not last)
+            reported = now
+        if last:
+            return
+        await asyncio.sleep(now - began)  # half of the time belongs to the others
+
+
+async def _delete_logs(redis: Redis, job_ids: Sequence[str]) -> None:
+    """Delete the logs that have not expired yet; one that is left here soon does."""
+    if not job_ids:
+        return
+    try:
+        await redis.unlink(*(streams.log_name(job_id) for job_id in job_ids))
+    except (RedisError, OSError) as error:
+        log.warning("logs_not_deleted", jobs=len(job_ids), error=str(error))
+
+
+def prune(session: Session, older_than_ms: int, limit: int) -> list[str]:
+    """Delete the oldest jobs that ended longer ago than that; returns their ids."""
+    due = (
+        select(col(Job.id))
+        .where(col(Job.completed_at) < database_now() - older_than_ms)
+        .order_by(col(Job.completed_at))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    job_ids = list(session.exec(due).all())
+    session.execute(delete(Job).where(col(Job.id).in_(job_ids)))
+    return job_ids
+
+
+def anonymise(session: Session, older_than_ms: int, limit: int) -> list[str]:
+    """Delete what was asked and said in jobs that ended longer ago than that; returns their ids.
+
+    Their rows stay, for the accounts.
+    """
+    due = (
+        select(col(Job.id))
+        .where(
+            col(Job.completed_at) < database_now() - older_than_ms,
+            col(Job.content_deleted_at).is_(None),
+        )
+        .order_by(col(Job.completed_at))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        # With the index of all that ended it would wade through what is done already.
+        .with_hint(Job, "INDEXED BY ix_jobs_with_content", "sqlite")
+    )
+    job_ids = list(session.exec(due).all())
+    for table in (JobContent, JobMetadata):
+        session.execute(delete(table).where(col(table.job_id).in_(job_ids)))
+    session.execute(
+        update(Job)
+        .where(col(Job.id).in_(job_ids))
+        # The fingerprint is a hash of the request: whoever guesses it can check the guess.
+        .values(job_metadata=None, fingerprint=None, content_deleted_at=database_now())
+        .execution_options(synchronize_session=False)
+    )
+    return job_ids
+
+
+def forget_keys(session: Session, older_than_ms: int, limit: int) -> Sequence[object]:
+    """Delete idempotency keys that are older than that; returns them."""
+    key = (col(IdempotencyKey.account_id), col(IdempotencyKey.scope), col(IdempotencyKey.key))
+    due = (
+        select(*key)
+        .where(col(IdempotencyKey.created_at) < database_now() - older_than_ms)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    keys = session.exec(due).all()
+    session.execute(delete(IdempotencyKey).where(tuple_(*key).in_(keys)))
+    return keys
+
+
+def forget_workers(session: Session, older_than_ms: int, limit: int) -> Sequence[object]:
+    """Delete the workers that ended longer ago than that and hold no job; returns their ids."""
+    holds = exists().where(
+        col(Job.worker_id) == col(Worker.id), col(Job.status) == JobStatus.IN_PROGRESS.value
+    )
+    due = (
+        select(col(Worker.id))
+        .where(col(Worker.ended_at) < database_now() - older_than_ms, ~holds)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    worker_ids = session.exec(due).all()
+    session.execute(delete(Worker).where(col(Worker.id).in_(worker_ids)))
+    return worker_ids
