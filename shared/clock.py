@@ -36,7 +36,8 @@ class database_now(FunctionElement[int]):  # noqa: N801  (reads as the SQL funct
 
 @compiles(database_now, "postgresql")
 def _postgresql(*_: Any, **__: Any) -> str:
-    return "(extract(epoch from clock_timestamp()) * 1000)::bigint"
+    # Not clock_timestamp(): that may change within a statement, so no index can be searched by it.
+    return "(extract(epoch from statement_timestamp()) * 1000)::bigint"
 
 
 @compiles(database_now, "sqlite")

@@ -3,10 +3,11 @@
 import logging
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from queue import Empty, Full, Queue
 from threading import Thread
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 from celery import Celery
@@ -14,8 +15,9 @@ from celery.utils import uuid
 from kombu import entity
 from kombu.connection import Connection
 from kombu.messaging import Producer
-from kombu.transport.redis import Transport
+from redis.asyncio import Redis
 
+from shared import messages
 from shared.lifecycle import Lane
 
 RUN_JOB: Final = "sluice.run_job"
@@ -25,6 +27,8 @@ QUEUES: Final = (*(lane.value for lane in Lane), MAINTENANCE)
 PREFIX: Final = "sluice:"
 ROUND: Final = 1_000
 """Hints that share one round trip."""
+PAGE: Final = 500
+"""Hints that are read from a queue at once: half a megabyte, and milliseconds of a loop's time."""
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +38,8 @@ def connect(redis_url: str) -> Celery:
 
     `sentinel://host:port;sentinel://…/0?master_name=NAME` names its master in the query.
     """
-    _survive_a_restart()
+    messages.survive_a_restart()
+    messages.survive_garbage(QUEUES)
     url, master = _without_master(redis_url)
     app = Celery("sluice", broker=url, set_as_current=False)
     app.conf.update(
@@ -89,6 +94,25 @@ def connect(redis_url: str) -> Celery:
 def queue_key(queue: str) -> str:
     """The Redis list behind a lane or another queue: its LLEN is the number of waiting hints."""
     return PREFIX + queue
+
+
+async def waiting(redis: Redis, lane: Lane) -> set[str]:
+    """The jobs whose hints are in a lane's queue. Raises `RedisError`."""
+    found: set[str] = set()
+    start = 0
+    # From the newest to the oldest: hints that come in meanwhile shift the others, so that some are
+    # read twice, and those that leave are at the end. None that stays is overlooked.
+    while page := await _page(redis, lane, start):
+        start += len(page)
+        for message in page:
+            with suppress(ValueError):
+                found.update(map(str, messages.arguments(message)[:1]))
+    return found
+
+
+async def _page(redis: Redis, lane: Lane, start: int) -> list[bytes]:
+    page: Any = redis.lrange(queue_key(lane.value), start, start + PAGE - 1)
+    return list(await page)
 
 
 class Hints:
@@ -207,17 +231,6 @@ class Hints:
             self._on_lost([job_id for _, job_id in hints])
         except Exception:
             log.exception("could not note lost hints")
-
-
-def _survive_a_restart() -> None:
-    """Make kombu 5.7 reconnect where it would end the worker.
-
-    When Redis restarts while a message is un-acknowledged, kombu closes a channel whose transport
-    is gone already: an `AttributeError`, which it does not take for a connection error. A test
-    shows the death without this; when that test fails, upstream has been mended.
-    """
-    if AttributeError not in Transport.connection_errors:
-        Transport.connection_errors += (AttributeError,)
 
 
 def _without_master(url: str) -> tuple[str, str | None]:

@@ -121,7 +121,7 @@ class Job(SQLModel, table=True):
         Index("ix_jobs_account_status", "account_id", "status", "id"),
         Index("ix_jobs_account_model", "account_id", "model", "id"),
         Index("ix_jobs_batch", "batch_id", "id"),
-        _where("ix_jobs_queued", "lane", "hinted_at", "id", condition=_QUEUED),
+        _where("ix_jobs_queued", "lane", "hinted_at", "run_at", "id", condition=_QUEUED),
         _where("ix_jobs_running", "worker_id", condition=_RUNNING),
         _where("ix_jobs_expiring", "expires_at", condition=f"{_QUEUED} AND expires_at IS NOT NULL"),
         _where(

@@ -22,6 +22,7 @@ class Valkey:
 
     def __init__(self, directory: Path, *, append_only: bool, port: int) -> None:
         self.port = port
+        self.directory = directory
         self.url = f"redis://127.0.0.1:{port}/0"
         self._command = [
             *(str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1"),

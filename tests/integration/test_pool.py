@@ -121,6 +121,25 @@ def test_each_call_is_accepted_once_and_then_ends_once_in_the_hubs_thread() -> N
     assert bench.threads == {threading.get_ident()}
 
 
+def test_celery_hears_of_all_calls_in_the_order_in_which_things_happened() -> None:
+    """What was handed over first is accepted first, what ended first is told first."""
+    ended: list[str] = []
+
+    async def busy(name: str, turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        ended.append(name)
+
+    with running_pool() as bench:
+        names = [f"call-{number}" for number in range(200)]
+        for number, name in enumerate(names):
+            bench.call(name, busy, name, number * 7 % 5)
+        bench.finish(*names)
+
+    assert [name for name, what, _ in bench.told if what == "accepted"] == names
+    assert [name for name, what, _ in bench.told if what == "ended"] == ended
+
+
 def test_no_more_calls_run_than_the_limit_says() -> None:
     """Also when Celery hands over more than it should."""
     seen: list[int] = []

@@ -17,7 +17,7 @@ import pytest
 import redis
 from celery import Celery
 
-from shared import queue
+from shared import queue, streams
 from shared.lifecycle import Lane
 from tests.stack import eventually
 from tests.valkey import Valkey, valkey
@@ -151,6 +151,29 @@ def test_a_connection_that_died_unnoticed_loses_no_hint(tmp_path: Path) -> None:
 
         assert set(bench.hinted()) == {"before", "after"}
         assert bench.lost == []
+
+
+def test_a_hint_that_is_called_lost_may_have_arrived(tmp_path: Path) -> None:
+    """Redis has no receipt: the sweep sends such a hint a second time, and the claim decides."""
+    with running_hints(tmp_path, socket_timeout=0.3) as bench:
+        bench.hints.send(Lane.INTERACTIVE, ["before"])
+        eventually(lambda: bench.hinted() == ["before"])
+        os.kill(bench.server.pid, signal.SIGSTOP)
+        bench.hints.send(Lane.INTERACTIVE, ["after"])
+        eventually(lambda: bench.lost == ["after"])
+        os.kill(bench.server.pid, signal.SIGCONT)
+        eventually(lambda: bench.hinted() == ["before", "after"])
+
+
+async def test_the_jobs_whose_hints_wait_are_known(bench: Bench) -> None:
+    """All of them, however long the queue, and whatever else is in it."""
+    jobs = {f"job_{number}" for number in range(2 * queue.PAGE + 1)}
+    bench.hints.send(Lane.INTERACTIVE, list(jobs))
+    eventually(lambda: bench.redis.llen(INTERACTIVE) == len(jobs))
+    bench.redis.lpush(INTERACTIVE, "garbage", "{}", "7")
+    async with streams.open_redis(bench.server.url) as opened:
+        assert await queue.waiting(opened, Lane.INTERACTIVE) == jobs
+        assert await queue.waiting(opened, Lane.BATCH) == set()
 
 
 def test_closing_sends_what_still_waits(bench: Bench) -> None:

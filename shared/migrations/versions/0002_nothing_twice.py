@@ -13,6 +13,7 @@ OUTCOME = (
     "deltas, characters, usage, error, model, served_model, provider, account_id, key_id"
 )
 ENDED = "OLD.status IN ('cancelled', 'completed', 'expired', 'failed')"
+QUEUED = "status = 'queued'"
 SAID = "request, response, log, log_first_seq"
 KEPT = "OLD.log IS NOT NULL"
 # The database itself refuses to rewrite how a job ended and what it said.
@@ -60,6 +61,8 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("losses", sa.Integer(), server_default="0", nullable=False))
     op.add_column("jobs", sa.Column("stop_at", sa.BigInteger(), nullable=True))
     op.add_column("jobs", sa.Column("content_deleted_at", sa.BigInteger(), nullable=True))
+    op.drop_index("ix_jobs_queued", "jobs")
+    _index("ix_jobs_queued", ["lane", "hinted_at", "run_at", "id"], QUEUED)
     _index("ix_jobs_stopping", ["stop_at"], "stop_at IS NOT NULL AND completed_at IS NULL")
     _index(
         "ix_jobs_with_content",
@@ -80,6 +83,8 @@ def downgrade() -> None:
     """Undo, but for the triggers: what they forbid was never right."""
     for index in ("ix_jobs_stopping", "ix_jobs_with_content", "ix_jobs_fingerprint"):
         op.drop_index(index, "jobs")
+    op.drop_index("ix_jobs_queued", "jobs")
+    _index("ix_jobs_queued", ["lane", "hinted_at", "id"], QUEUED)
     for column in ("fingerprint", "losses", "stop_at", "content_deleted_at"):
         op.drop_column("jobs", column)
     op.drop_table("idempotency_keys")
