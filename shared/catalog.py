@@ -11,6 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from shared.errors import ModelNotFound
 
+_BASE_URL = re.compile(r"https?://[^\s?#/]+[^\s?#]*")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+_KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
+_FRAMING_HEADERS = frozenset(
+    {"accept-encoding", "connection", "content-length", "content-type", "host", "transfer-encoding"}
+)
 _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -23,10 +30,44 @@ class UpstreamEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dialect: Literal["openai"]
+    dialect: Literal["openai", "anthropic"]
     base_url: str
+    """Everything up to `/chat/completions` or `/messages`; of Azure, up to `/deployments`."""
     api_key_env: str | None = None
     """The environment variable with its key; read by workers only."""
+    api_version: str | None = None
+    """Makes it Azure: the deployment goes into the path, the key into `api-key`."""
+    headers: dict[str, str] = {}
+    """Sent with every call, beside those of the dialect."""
+    query: dict[str, str] = {}
+    """Added to the address of every call."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        if not _BASE_URL.fullmatch(url):
+            raise ValueError("should begin with http:// or https:// and have no '?' or '#'")
+        return url
+
+    @field_validator("headers")
+    @classmethod
+    def _can_be_sent(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if name.lower() in _KEY_HEADERS:
+                raise ValueError(f"{name!r} is a key's place; name its variable in api_key_env")
+            if name.lower() in _FRAMING_HEADERS:
+                raise ValueError(f"{name!r} is set by the worker")
+            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+                raise ValueError(f"{name!r} has a name or a value that no header can have")
+        return headers
+
+    @model_validator(mode="after")
+    def _only_azure_has_versions(self) -> "UpstreamEntry":
+        if self.api_version is not None and self.dialect != "openai":
+            raise ValueError("api_version makes it Azure, which speaks the dialect 'openai'")
+        if self.api_version is not None and "api-version" in self.query:
+            raise ValueError("query names the 'api-version' that api_version sets")
+        return self
 
 
 class Model(BaseModel):

@@ -6,7 +6,9 @@
 A script that does not end by itself finishes with `stop`. Models without a script go by their
 name: `say-20-d5ms` says 20 words 5 ms apart; `cut-`, `reset-`, `stall-` and `break-` do the same
 and then end without a finish reason, abort the connection, fall silent, send an error in band;
-`status-503` answers so; any other name echoes the last user message.
+`status-503` answers so; any other name echoes the last user message, `echo-d20ms` with a pause
+after each word. `reset-echo-d20ms` and so on echo half of it when they first hear a message, and do
+what they are named for; `hang-` does not answer that call at all, `503-` answers it so.
 
     python -m tests.fakes.upstream --port 9001        # GET /calls shows what was asked
 """
@@ -20,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import orjson
 import uvloop
@@ -29,6 +31,7 @@ from aiohttp import ClientConnectionResetError, web
 CREATED = 1_700_000_000
 NAMED = re.compile(r"(say|cut|reset|stall|break)-(\d+)(?:-d(\d+)ms)?")
 NAMED_STATUS = re.compile(r"status-(\d{3})")
+NAMED_ECHO = re.compile(r"(?:(cut|reset|stall|break|hang|\d{3})-)?echo-d(\d+)ms")
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ class Call:
     body: dict[str, Any]
     headers: dict[str, str]
     started_at: float
+    target: str = ""
+    """The path with its query."""
     deltas: int = 0
     """Chunks sent so far."""
     finished: Ending = ""
@@ -181,11 +186,14 @@ class Call:
 class ScriptedUpstream:
     """The server, in a thread with an event loop of its own; a context manager."""
 
+    path = "/{base:.+}/chat/completions"
+
     def __init__(self, port: int = 0) -> None:
         self.port = port
         self.calls: list[Call] = []
         self._scripts: dict[str, list[tuple[Step, ...]]] = {}
         self._counts: dict[str, int] = {}
+        self._heard: set[tuple[str, str]] = set()
         self._loop = uvloop.new_event_loop()
         self._started = threading.Event()
         self._stop = asyncio.Event()
@@ -220,7 +228,7 @@ class ScriptedUpstream:
                 raise TimeoutError(f"still not so after {seconds} s; calls: {self.calls}")
             time.sleep(0.002)
 
-    def __enter__(self) -> "ScriptedUpstream":
+    def __enter__(self) -> Self:
         self._thread.start()
         self._started.wait(10)
         if self._failure is not None:
@@ -249,7 +257,7 @@ class ScriptedUpstream:
     async def serve(self) -> None:
         """Listen until the context ends."""
         app = web.Application(client_max_size=64 * 1024 * 1024)
-        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_post(self.path, self._complete)
         app.router.add_get("/calls", self._list_calls)
         # With handler_cancellation a client that hangs up is noticed at once, even in a pause.
         runner = web.AppRunner(
@@ -272,25 +280,31 @@ class ScriptedUpstream:
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
         headers = {str(name): value for name, value in request.headers.items()}
-        call = Call(body.get("model", ""), body, headers, time.monotonic())
+        call = Call(body.get("model", ""), body, headers, time.monotonic(), request.path_qs)
         self.calls.append(call)
-        answer = _Answer(request, call)
+        answer = self.answer(request, call)
         try:
             return await answer.perform(self._next_script(call.model, body))
         except (asyncio.CancelledError, ClientConnectionResetError):
             call.close("closed_by_client")
             raise
 
+    def answer(self, request: web.Request, call: Call) -> "Answer":
+        """What performs the script for this call."""
+        return Answer(request, call)
+
     def _next_script(self, model: str, body: dict[str, Any]) -> tuple[Step, ...]:
         scripts = self._scripts.get(model)
         if not scripts:
-            return _by_name(model, body)
+            first = (model, _asked(body)) not in self._heard
+            self._heard.add((model, _asked(body)))
+            return _by_name(model, body, first=first)
         count = self._counts[model]
         self._counts[model] = count + 1
         return scripts[min(count, len(scripts) - 1)]
 
 
-class _Answer:
+class Answer:
     """One script on its way out: as a stream, or gathered into one body."""
 
     def __init__(self, request: web.Request, call: Call) -> None:
@@ -476,22 +490,44 @@ def _status(step: Status) -> web.Response:
     return web.Response(status=step.code, body=body, headers=headers)
 
 
-def _by_name(model: str, body: dict[str, Any]) -> tuple[Step, ...]:
+ENDS: Mapping[str, Step] = {
+    "say": Finish(),
+    "cut": End(),
+    "reset": Reset(),
+    "stall": Stall(),
+    "break": ErrorInBand(),
+}
+
+
+def _by_name(model: str, body: dict[str, Any], *, first: bool) -> tuple[Step, ...]:
     if named := NAMED.fullmatch(model):
         verb, count, milliseconds = named.groups()
         said = Say(pieces=[" word"] * int(count), every=int(milliseconds or 0) / 1000)
-        ends: dict[str, Step] = {
-            "say": Finish(),
-            "cut": End(),
-            "reset": Reset(),
-            "stall": Stall(),
-            "break": ErrorInBand(),
-        }
-        return said, ends[verb]
+        return said, ENDS[verb]
     if status := NAMED_STATUS.fullmatch(model):
         return (Status(int(status[1])),)
+    if echo := NAMED_ECHO.fullmatch(model):
+        return _echo(echo[1] if first else None, _asked(body), int(echo[2]) / 1000)
+    return (Say(_asked(body)),)
+
+
+def _echo(fault: str | None, text: str, every: float) -> tuple[Step, ...]:
+    if fault is None:
+        return (Say(text, every),)
+    if fault == "hang":
+        return (Stall(),)
+    if fault.isdigit():
+        return (Status(int(fault), headers={"Retry-After": "1"} if fault == "429" else {}),)
+    words = _words(text)
+    return Say(pieces=words[: len(words) // 2], every=every), ENDS[fault]
+
+
+def _asked(body: dict[str, Any]) -> str:
     asked = [m.get("content") for m in body.get("messages", []) if m.get("role") == "user"]
-    return (Say(str(asked[-1]) if asked else ""),)
+    last = asked[-1] if asked else ""
+    if isinstance(last, list):
+        return "".join(part.get("text", "") for part in last)
+    return str(last)
 
 
 def _assemble(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:

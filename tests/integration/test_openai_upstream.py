@@ -5,8 +5,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import aclosing
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -17,7 +16,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.chat import Transcript
+from shared.catalog import UpstreamEntry
 from shared.errors import (
     UpstreamCredentials,
     UpstreamDisconnected,
@@ -46,13 +45,11 @@ from tests.fakes.upstream import (
     Wait,
     Whole,
 )
+from tests.hearing import HASTY, KEY, PATIENT, Heard, failure, hear, listen, opened
 from workers.upstreams.openai import OpenAIUpstream
 from workers.upstreams.protocol import Delta, Timeouts
 
-KEY = "sk-of-the-upstream"
 THEIR_TIME = "Wed, 21 Oct 2015 07:28:00 GMT"
-PATIENT = Timeouts(*(timedelta(seconds=5) for _ in range(3)))
-HASTY = Timeouts(timedelta(seconds=5), timedelta(seconds=0.3), timedelta(seconds=0.3))
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "Say it again"}]}
 
 
@@ -63,52 +60,9 @@ def fake() -> Iterator[ScriptedUpstream]:
         yield upstream
 
 
-@dataclass
-class Heard:
-    """What came of one call."""
-
-    reads: list[list[Delta]] = field(default_factory=list)
-    error: UpstreamError | None = None
-
-    @property
-    def deltas(self) -> list[Delta]:
-        return [delta for deltas in self.reads for delta in deltas]
-
-    @property
-    def usage(self) -> dict[str, Any] | None:
-        reported = [delta.usage for delta in self.deltas if delta.usage]
-        return reported[-1] if reported else None
-
-    def choices(self, n: int = 1) -> list[dict[str, Any]]:
-        transcript = Transcript(n)
-        for delta in self.deltas:
-            transcript.add(delta.choices, delta.extra)
-        return transcript.choices()
-
-    @property
-    def text(self) -> str | None:
-        return "".join(choice["message"]["content"] or "" for choice in self.choices())
-
-
-@asynccontextmanager
-async def opened(
-    base_url: str, timeouts: Timeouts = PATIENT, api_key: str | None = KEY
-) -> AsyncGenerator[OpenAIUpstream, None]:
-    """The adapter, with a session of its own."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield OpenAIUpstream(session, base_url=base_url, api_key=api_key, timeouts=timeouts)
-
-
-async def listen(upstream: OpenAIUpstream, model: str, request: dict[str, Any]) -> Heard:
-    """Everything the model says, and how it failed."""
-    heard = Heard()
-    try:
-        async with aclosing(upstream.stream(request, model=model)) as stream:
-            async for deltas in stream:
-                heard.reads.append(deltas)
-    except UpstreamError as error:
-        heard.error = error
-    return heard
+def at(base_url: str, **options: Any) -> UpstreamEntry:
+    """The catalogue's entry for a server there."""
+    return UpstreamEntry(dialect="openai", base_url=base_url, **options)
 
 
 def ask(
@@ -120,18 +74,14 @@ def ask(
     **more: Any,
 ) -> Heard:
     """One call from beginning to end."""
-
-    async def call() -> Heard:
-        async with opened(base_url, timeouts, api_key) as upstream:
-            return await listen(upstream, model, ASKED | more)
-
-    return uvloop.run(call())
-
-
-def failure(heard: Heard, kind: type[UpstreamError]) -> UpstreamError:
-    """The failure, which must be of this kind and no other."""
-    assert type(heard.error) is kind, heard.error
-    return heard.error
+    return hear(
+        OpenAIUpstream,
+        at(base_url),
+        ASKED | more,
+        model=model,
+        timeouts=timeouts,
+        api_key=api_key,
+    )
 
 
 # Our request out.
@@ -159,6 +109,35 @@ def test_an_upstream_without_a_key_gets_no_authorization(fake: ScriptedUpstream)
     ask(fake.base_url, "no-key", api_key=None)
 
     assert "Authorization" not in fake.calls_of("no-key")[0].headers
+
+
+def test_azure_has_the_deployment_in_its_path_and_the_key_in_a_header_of_its_own(
+    fake: ScriptedUpstream,
+) -> None:
+    """`api_version` in the catalogue makes it Azure."""
+    entry = at(fake.base_url.replace("/v1", "/openai"), api_version="2024-10-21")
+
+    heard = hear(OpenAIUpstream, entry, ASKED, model="gpt 4/o")
+
+    call = fake.calls_of("gpt 4/o")[0]
+    assert heard.error is None
+    assert call.target == (
+        "/openai/deployments/gpt%204%2Fo/chat/completions?api-version=2024-10-21"
+    )
+    assert call.headers["api-key"] == KEY
+    assert "Authorization" not in call.headers
+
+
+def test_the_catalogue_may_add_headers_and_a_query(fake: ScriptedUpstream) -> None:
+    """OpenRouter wants to know who calls."""
+    entry = at(fake.base_url, headers={"X-Title": "Sluice"}, query={"a": "b c"})
+
+    hear(OpenAIUpstream, entry, ASKED, model="options")
+
+    call = fake.calls_of("options")[0]
+    assert call.target == "/v1/chat/completions?a=b+c"
+    assert call.headers["X-Title"] == "Sluice"
+    assert call.headers["Authorization"] == f"Bearer {KEY}"
 
 
 # Its stream in.
@@ -433,7 +412,7 @@ def test_each_status_becomes_the_failure_it_means(
     error = failure(heard, kind)
     assert error.retryable is (kind not in (UpstreamRejected, UpstreamCredentials))
     assert f"{status}" in error.message
-    assert error.status == kind.status
+    assert error.status == (413 if status == 413 else kind.status)
 
 
 @pytest.mark.parametrize(
@@ -585,7 +564,7 @@ def test_a_reader_that_takes_its_time_is_not_the_upstreams_silence(fake: Scripte
 
     async def dawdle() -> int:
         async with (
-            opened(fake.base_url, HASTY) as upstream,
+            opened(OpenAIUpstream, at(fake.base_url), HASTY) as upstream,
             aclosing(upstream.stream(ASKED, model="say-60-d10ms")) as stream,
         ):
             count = len(await anext(stream)) + len(await anext(stream))
@@ -629,7 +608,7 @@ def test_closing_the_stream_closes_the_connection_at_once(
     """A model that goes on talking to nobody costs money: it hears of it within a second."""
 
     async def call() -> float:
-        async with opened(fake.base_url) as upstream:
+        async with opened(OpenAIUpstream, at(fake.base_url)) as upstream:
             await how(upstream.stream(ASKED, model="stall-3"))
             left = time.monotonic()
             await asyncio.to_thread(
@@ -650,8 +629,8 @@ def test_a_call_can_be_given_up_before_the_first_byte(fake: ScriptedUpstream) ->
     fake.script("mute", Stall())
 
     async def call() -> None:
-        async with opened(fake.base_url) as upstream:
-            task = asyncio.create_task(listen(upstream, "mute", ASKED))
+        async with opened(OpenAIUpstream, at(fake.base_url)) as upstream:
+            task = asyncio.create_task(listen(upstream, ASKED, model="mute"))
             await asyncio.to_thread(fake.wait_until, lambda fake: fake.calls_of("mute"))
             task.cancel()
             await asyncio.wait([task])
@@ -679,11 +658,10 @@ def test_a_connection_that_was_read_to_its_end_is_used_again(fake: ScriptedUpstr
         trace = aiohttp.TraceConfig()
         trace.on_connection_create_end.append(count)
         async with aiohttp.ClientSession(connector=connector, trace_configs=[trace]) as session:
-            upstream = OpenAIUpstream(
-                session, base_url=fake.base_url, api_key=None, timeouts=PATIENT
-            )
+            entry = at(fake.base_url)
+            upstream = OpenAIUpstream(session, entry, api_key=None, timeouts=PATIENT)
             for _ in range(10):
-                assert (await listen(upstream, "late-end", ASKED)).error is None
+                assert (await listen(upstream, ASKED, model="late-end")).error is None
         return made
 
     assert uvloop.run(call()) == 1
@@ -693,12 +671,12 @@ def test_hundreds_of_streams_run_side_by_side(fake: ScriptedUpstream) -> None:
     """Each hears its own words, all of them."""
 
     async def call() -> list[Heard]:
-        async with opened(fake.base_url) as upstream:
+        async with opened(OpenAIUpstream, at(fake.base_url)) as upstream:
             asked = [
                 ASKED | {"messages": [{"role": "user", "content": f"I am number {number}"}]}
                 for number in range(300)
             ]
-            return await asyncio.gather(*(listen(upstream, "echo", one) for one in asked))
+            return await asyncio.gather(*(listen(upstream, one, model="echo") for one in asked))
 
     heard = uvloop.run(call())
 

@@ -82,6 +82,32 @@ def test_a_fault_is_named_with_its_entry(tmp_path: Path, models: str, complaint:
         load(tmp_path, models + UPSTREAM if models.startswith("models =") else UPSTREAM + models)
 
 
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        ('dialect = "klingon"', "upstreams.u.dialect: Input should be 'openai' or 'anthropic'"),
+        ('base_url = "localhost/v1"', "upstreams.u.base_url: .*begin with http:// or https://"),
+        ('base_url = "http://h/v1?a=b"', "upstreams.u.base_url: .*no '?'"),
+        ('headers = { "X-Api-Key" = "k" }', "upstreams.u.headers: .*'X-Api-Key'.*api_key_env"),
+        ('headers = { Host = "h" }', "upstreams.u.headers: .*'Host' is set by the worker"),
+        ('headers = { "X Title" = "a" }', "upstreams.u.headers: .*'X Title'.*no header can have"),
+        ('headers = { X-Title = "a\\nb" }', "upstreams.u.headers: .*'X-Title'.*no header"),
+        ('dialect = "anthropic"\napi_version = "1"', "upstreams.u: .*api_version makes it Azure"),
+        ('api_version = "1"\nquery = { api-version = "2" }', "upstreams.u: .*'api-version'"),
+        ("query = { a = 1 }", "upstreams.u.query.a"),
+        ('colour = "blue"', "upstreams.u.colour"),
+    ],
+)
+def test_a_fault_of_an_upstream_is_named(tmp_path: Path, options: str, complaint: str) -> None:
+    """What could not be sent, or would be sent wrong, is known at the start."""
+    given = {"dialect": 'dialect = "openai"', "base_url": 'base_url = "http://localhost/v1"'}
+    given |= {line.split(" = ")[0]: line for line in options.split("\n")}
+    upstream = "[upstreams.u]\n" + "\n".join(given.values())
+
+    with pytest.raises(CatalogError, match=complaint):
+        load(tmp_path, f"{upstream}\n[models.a]\n{FREE}")
+
+
 def test_a_catalogue_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     """No file, or one that is not UTF-8."""
     with pytest.raises(CatalogError, match=r"nowhere\.toml"):

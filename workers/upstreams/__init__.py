@@ -6,6 +6,7 @@ import aiohttp
 
 from shared.catalog import Catalog
 from workers.settings import WorkerSettings
+from workers.upstreams.anthropic import AnthropicUpstream
 from workers.upstreams.openai import OpenAIUpstream
 from workers.upstreams.protocol import Timeouts, Upstream
 
@@ -23,7 +24,6 @@ def open_upstreams(
     for name, entry in catalog.upstreams.items():
         key = os.environ.get(entry.api_key_env) if entry.api_key_env else None
         if entry.api_key_env is None or key:
-            opened[name] = OpenAIUpstream(
-                session, base_url=entry.base_url, api_key=key, timeouts=timeouts
-            )
+            speaks = AnthropicUpstream if entry.dialect == "anthropic" else OpenAIUpstream
+            opened[name] = speaks(session, entry, api_key=key, timeouts=timeouts)
     return opened

@@ -26,6 +26,7 @@ LONGEST_PAUSE: Final = 24 * 3600.0
 STATUS_OF_WORD: Final = {
     "authentication_error": 401,
     "badrequesterror": 400,
+    "billing_error": 402,
     "context_length_exceeded": 400,
     "exceed_context_size_error": 400,
     "insufficient_quota": 429,
@@ -42,7 +43,12 @@ STATUS_OF_WORD: Final = {
 }
 """What an error inside a stream means when it brings words (`code`, `type`) and no number."""
 
-TOO_LONG: Final = ("maximum context length", "exceeds the available context size")
+TOO_LONG: Final = (
+    "maximum context length",
+    "exceeds the available context size",
+    "prompt is too long",
+    "exceed context limit",
+)
 """How servers that have no code for it say that the prompt does not fit."""
 
 
@@ -86,6 +92,8 @@ def _failure(
         return UpstreamRateLimited(message, retry_after=retry_after)
     if status in (503, 529):
         return UpstreamOverloaded(message, retry_after=retry_after)
+    if status == 413:
+        return UpstreamRejected(message, status=413, code="request_too_large")
     if 400 <= status < 500 and status not in (408, 409, 425):
         details = told if isinstance(told, dict) else {}
         param = details.get("param")

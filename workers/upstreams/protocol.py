@@ -33,11 +33,15 @@ class Timeouts:
 class Upstream(Protocol):
     """A server that runs models. Never retries, logs, counts or touches a row."""
 
-    def stream(self, request: dict[str, Any], *, model: str) -> AsyncGenerator[list[Delta]]:
+    def stream(
+        self, request: dict[str, Any], *, model: str, max_output_tokens: int | None = None
+    ) -> AsyncGenerator[list[Delta]]:
         """What the model says, as lists of deltas that arrived together, to the end.
 
-        `request` is OpenAI's request body; `model` the name this upstream knows. Closing the
-        generator closes the connection. Raises `UpstreamError`; a stream that ends without a
-        `finish_reason` for each choice is `UpstreamDisconnected`.
+        `request` is OpenAI's request body; `model` the name this upstream knows, and
+        `max_output_tokens` the most it can say, for servers that must be told a limit. Closing the
+        generator closes the connection. Raises `UpstreamError`, at once when the upstream has no
+        way to do what is asked; a stream that ends without a `finish_reason` for each choice is
+        `UpstreamDisconnected`.
         """
         ...
