@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import structlog
 
-from shared import jobs
+from shared import background, jobs
 from shared.db import Transactions
 from shared.errors import Unavailable
 from shared.lifecycle import TERMINAL
@@ -60,9 +60,7 @@ class Attendance:
 
     async def stop(self) -> None:
         """Stop renewing: the grace of what is still read begins now, for another process."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await background.stop(*self._tasks)
 
     @contextmanager
     def reading(self, job: Job, *, anew: bool = False) -> Iterator[Presence]:

@@ -15,7 +15,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
-from shared import streams
+from shared import background, streams
 
 log = structlog.get_logger()
 
@@ -97,9 +97,7 @@ class Hub:
 
     async def stop(self) -> None:
         """Hang up."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await background.stop(self._task)
 
     @property
     def readers(self) -> int:

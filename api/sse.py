@@ -14,7 +14,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from shared import clock, ids
+from shared import background, clock, ids
 from shared.errors import Fault
 from shared.tables import Job
 
@@ -106,8 +106,7 @@ async def _resumed(
         async for more in frames:
             yield more
     finally:
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
+        await background.stop(first)
         await frames.aclose()
 
 
@@ -138,9 +137,7 @@ class EventStream(Response):
                 with suppress(TimeoutError):  # it took no bytes for too long
                     sending.result()
         finally:
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await background.stop(sending, leaving)
 
     async def _send(self, send: Send) -> None:
         loop = asyncio.get_running_loop()

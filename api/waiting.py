@@ -8,7 +8,7 @@ from redis.exceptions import RedisError
 from api.following import QUIET, QUIETEST
 from api.front import Front
 from api.sse import left
-from shared import jobs, streams
+from shared import background, jobs, streams
 from shared.lifecycle import TERMINAL
 from shared.tables import Job
 
@@ -25,9 +25,7 @@ async def until_ended(front: Front, job: Job, seconds: float, request: Request) 
         if waiting.done():
             return waiting.result()
     finally:
-        for task in (waiting, leaving):
-            task.cancel()
-        await asyncio.gather(waiting, leaving, return_exceptions=True)
+        await background.stop(waiting, leaving)
     return await front.tx.read(jobs.find, job.account_id, job.id)
 
 

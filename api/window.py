@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from redis.asyncio import Redis
 
+from shared import background
 from shared.lifecycle import Lane
 from shared.queue import queue_key
 
@@ -30,9 +31,7 @@ class Window:
 
     async def stop(self) -> None:
         """Stop looking."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await background.stop(self._task)
 
     def admits(self, lane: Lane) -> bool:
         """Whether a job of this lane may be hinted at once."""

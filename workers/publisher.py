@@ -6,14 +6,14 @@ then `room` makes the upstream reads wait.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
-from shared import streams
+from shared import background, streams
 
 log = structlog.get_logger()
 
@@ -30,6 +30,8 @@ class JobLog:
     ) -> None:
         self.fenced = asyncio.Event()
         """A later attempt has written: this one must stop."""
+        self.on_fenced: Callable[[], None] = lambda: None
+        """Called when Redis says so."""
         self.first_seq = seq + 1
         self.lines: list[bytes] = []
         """Every delta of the attempt, for the archive."""
@@ -105,6 +107,7 @@ class JobLog:
         self._publisher.hold(-sum(len(payload) for _, payload in done))
         if 0 in answers:
             self.drop()
+            self.on_fenced()
         elif self._pending:
             self.wake()
         elif not self._unsent:
@@ -151,9 +154,7 @@ class Publisher:
 
     async def stop(self) -> None:
         """Stop flushing; what is still waiting is lost with the process."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await background.stop(self._task)
 
     async def open(self, job_id: str, attempt: int, *, every: float) -> JobLog | None:
         """Begin an attempt's log: its marker fences every earlier attempt.

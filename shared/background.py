@@ -1,0 +1,26 @@
+"""Tasks beside the one that started them, and their end.
+
+One cancel may go unheard: Python 3.11's `wait_for`, which redis-py sends with, forgets one that
+comes in the moment in which what it waits for is done.
+"""
+
+import asyncio
+from typing import Any, Final
+
+CANCEL_EVERY: Final = 0.5
+"""Seconds between two cancels of a task that has not ended."""
+
+
+def cancel(task: "asyncio.Future[Any]") -> None:
+    """Cancel a task, again and again until it has ended."""
+    if not task.done():
+        task.cancel()
+        asyncio.get_running_loop().call_later(CANCEL_EVERY, cancel, task)
+
+
+async def stop(*tasks: "asyncio.Future[Any] | None") -> None:
+    """Cancel these, and return when they have ended, however they did."""
+    ending = [task for task in tasks if task is not None]
+    for task in ending:
+        cancel(task)
+    await asyncio.gather(*ending, return_exceptions=True)
