@@ -171,7 +171,9 @@ def move(
         *guards,
     ]
     if held is not None:
-        conditions.append(col(Job.attempt) == held.attempt)
+        # A job that was taken away and waits still has the number of its last attempt.
+        running = col(Job.status) == JobStatus.IN_PROGRESS.value
+        conditions += [running, col(Job.attempt) == held.attempt]
     if to in TERMINAL:
         columns.setdefault("completed_at", database_now())
         columns["status_reason"] = None

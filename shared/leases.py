@@ -1,25 +1,24 @@
-"""Leases: a worker process's right to finish what it claimed. Claim, beat, settle, rescue.
+"""Leases: a worker process's right to finish what it claimed. Register, claim, beat, settle.
 
 The protocol is `docs/adr/0001`: the attempt number is the fence, the worker's row is the lease.
 """
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, exists, func, or_, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ColumnElement, and_, case, exists, func, or_, update
 from sqlmodel import Session, col, select
-from sqlmodel.sql.expression import SelectOfScalar
 
 from shared import clock, ids, jobs, streams
 from shared.clock import database_now
-from shared.errors import Fault, IllegalTransition, WorkerLost
+from shared.errors import Fault, IllegalTransition
 from shared.jobs import Lease
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Retry, Said
-from shared.tables import Attempt, Job, JobContent, Leader, Worker
+from shared.tables import Attempt, Job, JobContent, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,37 +35,88 @@ class Claim:
         return self.job.attempt - self.job.forgiven
 
 
-def register(session: Session, *, pid: int, slots: int, models: Sequence[str]) -> str:
-    """Enter a worker process; returns the id of its lease, which no other ever had."""
-    worker = Worker(
-        id=ids.prefixed("wkr_"),
-        host=socket.gethostname(),
-        pid=pid,
-        slots=slots,
-        models=list(models),
+class Held(NamedTuple):
+    """A job that a worker holds, as its row says."""
+
+    job_id: str
+    attempt: int
+    stop: bool
+    """It was asked to stop."""
+
+
+def new_id() -> str:
+    """The id of a lease, which no other ever had."""
+    return ids.prefixed("wkr_")
+
+
+def register(
+    session: Session, *, pid: int, slots: int, models: Sequence[str], worker_id: str | None = None
+) -> str:
+    """Enter a worker process; returns the id of its lease. With an id of its own, idempotent."""
+    worker_id = worker_id or new_id()
+    if session.get(Worker, worker_id) is None:
+        host = socket.gethostname()
+        worker = Worker(id=worker_id, host=host, pid=pid, slots=slots, models=list(models))
+        session.add(worker)
+        session.flush()
+    return worker_id
+
+
+def succeed(session: Session, former: str, worker_id: str, finished: Collection[str]) -> None:
+    """Move from a lease that is given up to a new one of the same process. Idempotent.
+
+    Jobs that are `finished` and only wait to be settled come along; the rest are handed back.
+    """
+    for one in _held(session, former):
+        if one.job_id in finished:
+            _bring(session, one, former, worker_id)
+    leave(session, former)
+
+
+def _bring(session: Session, one: Held, former: str, worker_id: str) -> None:
+    ours = update(Job).where(
+        col(Job.id) == one.job_id,
+        col(Job.attempt) == one.attempt,
+        col(Job.worker_id) == former,
+        col(Job.status) == JobStatus.IN_PROGRESS.value,
     )
-    session.add(worker)
-    session.flush()
-    return worker.id
+    if _rows(session, ours.values(worker_id=worker_id)):
+        tried = session.get_one(Attempt, (one.job_id, one.attempt))
+        tried.worker_id = worker_id
+        session.flush()
 
 
-def beat(session: Session, worker_id: str) -> list[str] | None:
-    """Keep the lease; returns the jobs it should stop, or None when the lease is lost."""
+def beat(session: Session, worker_id: str) -> list[Held] | None:
+    """Keep the lease; returns all it holds, or None when it is lost."""
     kept = update(Worker).where(col(Worker.id) == worker_id, col(Worker.alive))
     if _rows(session, kept.values(beats=col(Worker.beats) + 1)) == 0:
         return None
-    asked = select(col(Job.id)).where(
-        col(Job.worker_id) == worker_id,
-        col(Job.status) == JobStatus.IN_PROGRESS.value,
-        col(Job.cancel_requested_at).is_not(None),
-    )
-    return list(session.exec(asked).all())
+    return _held(session, worker_id)
+
+
+def hand_back(session: Session, worker_id: str, held: Sequence[Held]) -> None:
+    """Let go of jobs without an outcome: they lose no attempt."""
+    for one in held:
+        settle(session, Lease(one.job_id, one.attempt, worker_id), HandedBack())
+
+
+def leave(session: Session, worker_id: str) -> None:
+    """End a lease in good order, with nothing left in its hands. Idempotent."""
+    hand_back(session, worker_id, _held(session, worker_id))
+    retire(session, worker_id)
+
+
+def _held(session: Session, worker_id: str) -> list[Held]:
+    running = select(
+        col(Job.id), col(Job.attempt), col(Job.cancel_requested_at).is_not(None)
+    ).where(col(Job.worker_id) == worker_id, col(Job.status) == JobStatus.IN_PROGRESS.value)
+    return [Held(*row) for row in session.exec(running)]
 
 
 def retire(session: Session, worker_id: str) -> None:
     """End a lease: nothing can be claimed or settled under it any more."""
     ended = update(Worker).where(col(Worker.id) == worker_id, col(Worker.alive))
-    session.execute(ended.values(alive=False, ended_at=clock.now()))
+    session.execute(ended.values(alive=False, ended_at=database_now()))
 
 
 def slots(session: Session) -> int:
@@ -130,9 +180,9 @@ def settle(session: Session, lease: Lease, outcome: Outcome) -> Job | None:
     try:
         job = _move(session, lease, outcome)
     except IllegalTransition:
-        if _was_me(session, lease):
+        if _settled(session, lease):
             return session.get(Job, lease.job_id, populate_existing=True)
-        _note(session, lease, "late", said, None)
+        note(session, lease, "late", said, None)
         return None
     if job.status in TERMINAL:
         kept = update(JobContent).where(col(JobContent.job_id) == lease.job_id)
@@ -144,7 +194,7 @@ def settle(session: Session, lease: Lease, outcome: Outcome) -> Job | None:
             )
         )
     fault = outcome.fault if isinstance(outcome, Failed | Retry) else None
-    _note(session, lease, _WORDS[type(outcome)], said, fault)
+    note(session, lease, _WORDS[type(outcome)], said, fault)
     return job
 
 
@@ -164,16 +214,17 @@ def _move(session: Session, lease: Lease, outcome: Outcome) -> Job:
     said = outcome.said
     match outcome:
         case Completed():
-            return end(JobStatus.COMPLETED, **_progress(said))
+            # It was faster than its deadline: the error noted then is void.
+            return end(JobStatus.COMPLETED, error=None, **_progress(said))
         case Failed(fault=fault):
             return end(JobStatus.FAILED, error=asdict(fault), **_progress(said))
         case Cancelled():
             return end(JobStatus.CANCELLED, **_progress(said))
         case Retry(after=after):
-            wait = round(after.total_seconds() * 1000)
-            again = jobs.requeued("retry_backoff", after_ms=wait)
-        case HandedBack():
-            again = jobs.requeued("waiting_for_worker") | {"forgiven": col(Job.forgiven) + 1}
+            again = jobs.requeued("retry_backoff", after_ms=_milliseconds(after))
+        case HandedBack(after=after):
+            again = jobs.requeued("waiting_for_worker", after_ms=_milliseconds(after))
+            again["forgiven"] = col(Job.forgiven) + 1
     return _queue_again(session, lease, said, again)
 
 
@@ -185,6 +236,10 @@ def _queue_again(session: Session, lease: Lease, said: Said, columns: dict[str, 
     except IllegalTransition:
         stopped = JobStatus.CANCELLED
         return jobs.move(session, lease.job_id, stopped, asked, held=lease, **_progress(said))
+
+
+def _milliseconds(span: timedelta) -> int:
+    return round(span.total_seconds() * 1000)
 
 
 def _progress(said: Said) -> dict[str, Any]:
@@ -199,17 +254,13 @@ def _progress(said: Said) -> dict[str, Any]:
     }
 
 
-def _was_me(session: Session, lease: Lease) -> bool:
-    """Whether this very attempt was settled, by its own worker."""
+def _settled(session: Session, lease: Lease) -> bool:
+    """Whether this very attempt was settled, and not lost."""
     tried = session.get(Attempt, (lease.job_id, lease.attempt), populate_existing=True)
-    return (
-        tried is not None
-        and tried.worker_id == lease.worker_id
-        and tried.outcome in _WORDS.values()
-    )
+    return tried is not None and tried.outcome in _WORDS.values()
 
 
-def _note(session: Session, lease: Lease, word: str, said: Said, fault: Fault | None) -> None:
+def note(session: Session, lease: Lease, word: str, said: Said, fault: Fault | None) -> None:
     """Complete the attempt's row."""
     noted = update(Attempt).where(
         col(Attempt.job_id) == lease.job_id, col(Attempt.number) == lease.attempt
@@ -226,84 +277,64 @@ def _note(session: Session, lease: Lease, word: str, said: Said, fault: Fault | 
     )
 
 
-def rescue(session: Session, limit: int) -> list[Job]:
-    """Take back the jobs of dead workers: to the queue, or to their end when tries are used up."""
-    live = exists().where(col(Worker.id) == col(Job.worker_id), col(Worker.alive))
-    orphaned = select(Job).where(col(Job.status) == JobStatus.IN_PROGRESS.value, ~live)
-    fault = Fault.of(WorkerLost("The worker was lost with this job in hand."))
-    rescued = []
-    for job in session.exec(orphaned.limit(limit)).all():
-        lease = Lease(job.id, job.attempt, job.worker_id or "")
-        try:
-            rescued.append(_rescue(session, job, lease, fault))
-        except IllegalTransition:
-            continue  # its worker settled it since we looked
-        _note(session, lease, "lost", Said(), fault)
-    return rescued
+def suspect() -> ColumnElement[bool]:
+    """Whether a job may be what its workers die of: it was lost before, and this try is its last.
 
-
-def _rescue(session: Session, job: Job, lease: Lease, fault: Fault) -> Job:
-    if job.cancel_requested_at is not None:
-        return jobs.move(session, job.id, JobStatus.CANCELLED, held=lease)
-    if job.attempt - job.forgiven >= job.max_attempts:
-        return jobs.move(session, job.id, JobStatus.FAILED, held=lease, error=asdict(fault))
-    return _queue_again(session, lease, Said(), jobs.requeued("waiting_for_worker"))
-
-
-def lead(session: Session, role: str, holder: str, seen: tuple[str, int] | None) -> tuple[str, int]:
-    """Hold a role, renew it, or take it over from a holder last seen at `seen`.
-
-    Returns who holds it and in which term. The caller passes `seen` only after it has watched
-    that holder stand still for a whole lease on its own monotonic clock.
+    The sweep leaves it alone while it waits; `shared.losses` lets it in.
     """
-    now = session.get(Leader, role)
-    if now is None:
-        try:
-            with session.begin_nested():
-                session.add(Leader(role=role, holder=holder))
-        except IntegrityError:  # another was faster
-            return lead(session, role, holder, seen)
-        return holder, 0
-    if now.holder == holder or (now.holder, now.terms) == seen:
-        taken = update(Leader).where(
-            col(Leader.role) == role,
-            col(Leader.holder) == now.holder,
-            col(Leader.terms) == now.terms,
-        )
-        if _rows(session, taken.values(holder=holder, terms=now.terms + 1)):
-            return holder, now.terms + 1
-    return now.holder, now.terms
+    started = case((col(Job.status) == JobStatus.QUEUED.value, 0), else_=1)
+    before = col(Job.attempt) - col(Job.forgiven) - started
+    return and_(col(Job.losses) > 0, before >= col(Job.max_attempts) - 1)
 
 
-def waiting(session: Session, lane: str, *, stale_ms: int | None) -> bool:
-    """Whether `unhinted` would find anything; a read, so that an idle sweep writes nothing."""
-    return session.exec(_unhinted(lane, stale_ms).limit(1)).first() is not None
+def missing(session: Session, lane: str, limit: int) -> list[str]:
+    """The oldest jobs that may start and have no hint out; marks nothing, see `mark_hinted`."""
+    # Two reads of one index, in its own order: an OR of the two, or PostgreSQL left to see that
+    # `hinted_at` is the same in all, would sort the whole backlog.
+    bare = (
+        select(col(Job.id))
+        .where(_in(lane), *_free(), col(Job.hinted_at).is_(None))
+        .order_by(col(Job.hinted_at), col(Job.run_at), col(Job.id))
+        .limit(limit)
+    )
+    at_once = session.exec(bare.where(col(Job.run_at).is_(None)))
+    planned = session.exec(bare.where(col(Job.run_at) <= database_now()))
+    found = [*at_once, *planned]
+    return sorted(found)[:limit]
 
 
-def unhinted(session: Session, lane: str, *, stale_ms: int | None, limit: int) -> list[str]:
-    """Mark as hinted, and return, jobs that may start and whose hint is missing.
+def stale(session: Session, lane: str, *, after_ms: int, limit: int) -> list[str]:
+    """The jobs that may start and whose hint is older than that, the oldest hint first."""
+    old = select(col(Job.id)).where(_in(lane), *_free(), _older(after_ms))
+    return list(session.exec(old.order_by(col(Job.hinted_at)).limit(limit)))
 
-    With `stale_ms`, also those whose hint is older than that and so presumed lost.
+
+def mark_hinted(session: Session, job_ids: Sequence[str], *, after_ms: int) -> list[str]:
+    """Note that these get a hint now; returns those that still want one.
+
+    A job that was hinted less than `after_ms` ago does not: another leader was faster.
     """
-    found = _unhinted(lane, stale_ms).order_by(col(Job.id)).limit(limit)
-    marked = update(Job).where(col(Job.id).in_(found), *_missing(stale_ms))
+    wanting = or_(col(Job.hinted_at).is_(None), _older(after_ms))
+    marked = update(Job).where(col(Job.id).in_(job_ids), *jobs.startable(), wanting)
     rows = session.execute(
         marked.values(hinted_at=database_now())
         .returning(col(Job.id))
         .execution_options(synchronize_session=False)
     )
-    return sorted(rows.scalars())
+    still = set(rows.scalars())
+    return [job_id for job_id in job_ids if job_id in still]
 
 
-def _unhinted(lane: str, stale_ms: int | None) -> SelectOfScalar[str]:
-    return select(col(Job.id)).where(col(Job.lane) == lane, *_missing(stale_ms))
+def _in(lane: str) -> ColumnElement[bool]:
+    return col(Job.lane) == lane
 
 
-def _missing(stale_ms: int | None) -> list[ColumnElement[bool]]:
-    missing: ColumnElement[bool] = col(Job.hinted_at).is_(None)
-    if stale_ms is not None:
-        missing = or_(missing, col(Job.hinted_at) < database_now() - stale_ms)
-    return [*jobs.startable(), missing]
+def _free() -> list[ColumnElement[bool]]:
+    return [*jobs.startable(), ~suspect()]
+
+
+def _older(after_ms: int) -> ColumnElement[bool]:
+    return col(Job.hinted_at) < database_now() - after_ms
 
 
 def running(session: Session, lane: str) -> int:
@@ -317,11 +348,9 @@ def running(session: Session, lane: str) -> int:
 def hinted(session: Session, lane: str, limit: int) -> int:
     """How many queued jobs of a lane have a hint out, counted up to `limit`."""
     out = select(col(Job.id)).where(
-        col(Job.lane) == lane,
-        col(Job.status) == JobStatus.QUEUED.value,
-        col(Job.hinted_at).is_not(None),
+        _in(lane), col(Job.status) == JobStatus.QUEUED.value, col(Job.hinted_at).is_not(None)
     )
-    return len(session.exec(out.limit(limit)).all())
+    return session.exec(select(func.count()).select_from(out.limit(limit).subquery())).one()
 
 
 def forget_hints(session: Session, job_ids: Sequence[str]) -> None:

@@ -61,9 +61,11 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class HandedBack:
-    """The worker is going away; the attempt does not count."""
+    """The worker is going away, or cannot work just now; the attempt does not count."""
 
     said: Said = field(default_factory=Said)
+    after: timedelta = timedelta(0)
+    """How long to wait before the next."""
 
 
 Outcome = Completed | Failed | Cancelled | Retry | HandedBack

@@ -130,6 +130,7 @@ class Job(SQLModel, table=True):
             condition="attended_until IS NOT NULL AND completed_at IS NULL",
         ),
         _where("ix_jobs_ended", "completed_at", condition="completed_at IS NOT NULL"),
+        _where("ix_jobs_lost", "losses", condition="losses > 0 AND completed_at IS NULL"),
         _where(
             "ix_jobs_stopping", "stop_at", condition="stop_at IS NOT NULL AND completed_at IS NULL"
         ),

@@ -1,9 +1,10 @@
 """One try at a job: claim, stream, settle. The heart of a worker."""
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import Any
+from datetime import timedelta
+from functools import partial
 
 import orjson
 import structlog
@@ -20,11 +21,13 @@ from shared.errors import (
     UpstreamTimeout,
     WorkerLost,
 )
+from shared.leases import Claim
 from shared.lifecycle import TERMINAL
 from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Said
 from shared.tables import Job
 from workers import retry
 from workers.bench import Bench
+from workers.patience import insist
 from workers.running import Running
 from workers.upstreams.protocol import Delta
 
@@ -34,33 +37,51 @@ UNREAD_EVERY = 1.0
 """Seconds between two appends of a job that nobody asked to stream."""
 CLOSE_WITHIN = 10.0
 """Seconds to get the end into the log; after that readers learn it from the row."""
+WITHOUT_REDIS = timedelta(seconds=5)
+"""How long a job waits whose log could not be opened, so that it does not come and go in a loop."""
 
 
 async def run(bench: Bench, job_id: str) -> None:
     """Try a job once. Quiet when it is held by another worker, cancelled or over."""
-    if job_id in bench.running:
+    if job_id in bench.hands:
         return
     worker_id = bench.heartbeat.worker_id
     if worker_id is None or not bench.heartbeat.held or bench.draining:
-        await bench.tx(leases.forget_hints, [job_id])  # the sweep sends another
+        with suppress(Unavailable):  # then the hint grows old
+            await bench.tx(leases.forget_hints, [job_id])  # the sweep sends another
         return
-    claim = await bench.tx(leases.claim, job_id, worker_id)
-    if claim is None or job_id in bench.running:
-        return
-    request = orjson.loads(claim.request)
-    running = Running(claim, Transcript(n=request.get("n") or 1))
-    structlog.contextvars.bind_contextvars(
-        request_id=claim.job.request_id, job_id=job_id, attempt=claim.lease.attempt
+    with bench.hands.holding(job_id):
+        claim = await _claim(bench, job_id, worker_id)
+        if claim is not None:
+            await _attempt(bench, claim)
+
+
+async def _claim(bench: Bench, job_id: str, worker_id: str) -> Claim | None:
+    """Take the job. What is claimed but not returned is handed back: by a beat, or by our leave."""
+
+    def ours() -> bool:
+        return bench.heartbeat.held and bench.heartbeat.worker_id == worker_id
+
+    claim = await insist(
+        lambda: bench.tx(leases.claim, job_id, worker_id),
+        worth_it=lambda: ours() and not bench.draining,
     )
-    with bench.holding(running):
-        outcome = await _outcome(bench, running, request)
-        job = None if outcome is None else await _settle(bench, running, outcome)
-        await _tell(bench, running, job)
+    return claim if ours() else None
 
 
-async def _outcome(bench: Bench, running: Running, request: dict[str, Any]) -> Outcome | None:
+async def _attempt(bench: Bench, claim: Claim) -> None:
+    running = bench.hands.running[claim.job.id] = Running(claim)
+    structlog.contextvars.bind_contextvars(
+        request_id=claim.job.request_id, job_id=claim.job.id, attempt=claim.lease.attempt
+    )
+    outcome = await _outcome(bench, running)
+    job = None if outcome is None else await _settle(bench, running, outcome)
+    await _tell(bench, running, job)
+
+
+async def _outcome(bench: Bench, running: Running) -> Outcome | None:
     """How the attempt ends; None when it was fenced and has nothing more to say."""
-    running.task = asyncio.create_task(_stream(bench, running, request))
+    running.task = asyncio.create_task(_stream(bench, running))
     if bench.draining:
         running.stop("handed_back")
     try:
@@ -68,13 +89,23 @@ async def _outcome(bench: Bench, running: Running, request: dict[str, Any]) -> O
     except asyncio.CancelledError:  # Celery's hard limit, or the end of the process
         running.stop("handed_back")
         await asyncio.wait({running.task})
-    if not running.task.cancelled():
-        return _ended(running)
+    try:
+        return _stopped(running) if running.task.cancelled() else _ended(running)
+    except Exception as error:
+        return _broke(error)
+
+
+def _stopped(running: Running) -> Outcome | None:
+    """What it means that the stream was stopped."""
+    said = _said(running)
     match running.why:
         case "cancelled":
-            return Cancelled(_said(running))
+            return Cancelled(said)
+        case "handed_back" if running.transcript.spoke and _read_live(running.claim.job):
+            # No other attempt could go on from here; so its reader need not wait for one.
+            return Failed(Fault.of(WorkerLost("The worker had to stop in mid-answer.")), said)
         case "handed_back":
-            return HandedBack(_said(running))
+            return HandedBack(said)
         case _:
             return None
 
@@ -88,8 +119,7 @@ def _ended(running: Running) -> Outcome:
     if isinstance(error, TimeoutError):
         error = UpstreamTimeout("The attempt took longer than it may in all.")
     if not isinstance(error, ServiceError):
-        log.error("attempt_broke", exc_info=error)
-        error = InternalError("Something went wrong on our side; it has been logged.")
+        return replace(_broke(error), said=_said(running))
     claim, job = running.claim, running.claim.job
     decided = retry.after_failure(
         error,
@@ -102,14 +132,22 @@ def _ended(running: Running) -> Outcome:
     return replace(decided, said=_said(running))
 
 
+def _broke(error: BaseException) -> Failed:
+    """A bug of ours: it would be the same the next time."""
+    log.error("attempt_broke", exc_info=error)
+    return Failed(Fault.of(InternalError("Something went wrong on our side; it has been logged.")))
+
+
 def _read_live(job: Job) -> bool:
     """Whether a reader may have seen text that cannot be unsaid."""
     return job.stream and not job.background
 
 
-async def _stream(bench: Bench, running: Running, request: dict[str, Any]) -> Outcome:
+async def _stream(bench: Bench, running: Running) -> Outcome:
     """Call the upstream and pass on what it says, to the end. Raises `ServiceError`."""
     job = running.claim.job
+    request = orjson.loads(running.claim.request)
+    running.transcript = Transcript(n=request.get("n") or 1)
     if job.cancel_requested_at is not None:
         return Cancelled()
     every = 0.0 if job.stream else UNREAD_EVERY
@@ -120,16 +158,23 @@ async def _stream(bench: Bench, running: Running, request: dict[str, Any]) -> Ou
         running.log = await bench.publisher.open(job.id, job.attempt, every=every)
     except (RedisError, OSError) as error:
         log.warning("redis_away", error=str(error))
-        return HandedBack()
+        return HandedBack(after=WITHOUT_REDIS)
     if running.log is None:  # the row was put back to an older attempt: catch up with the log
         return HandedBack()
+    running.log.on_fenced = partial(running.stop, "fenced")
     model = running.model = bench.catalog.find(job.model)
     upstream = bench.upstreams.get(model.upstream)
     if upstream is None:
         raise ModelUnavailable(f"This worker has no key for the upstream of {job.model!r}.")
     async with (
         asyncio.timeout(bench.settings.attempt_timeout.total_seconds()),
-        aclosing(upstream.stream(request, model=model.upstream_model)) as batches,
+        aclosing(
+            upstream.stream(
+                request,
+                model=model.upstream_model,
+                max_output_tokens=model.max_output_tokens,
+            )
+        ) as batches,
     ):
         async for batch in batches:
             _take(running, batch)
@@ -192,17 +237,24 @@ def _kept(running: Running, lines: list[bytes], first_seq: int) -> Said:
 
 
 async def _settle(bench: Bench, running: Running, outcome: Outcome) -> Job | None:
-    """Write the end down, for as long as the lease is held; the job, None when it was lost."""
-    lease, pause = running.claim.lease, 0.1
+    """Write the end down, however long the database is away; the job, None when it was lost.
+
+    The lease need not be held any more: the row knows best whether the attempt still counts.
+    """
+    lease, broke = running.claim.lease, False
     while True:
         try:
-            job = await bench.tx(leases.settle, lease, outcome)
-        except Unavailable:
-            if not bench.heartbeat.held:
-                return None
-            log.warning("settle_waits_for_database")
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 2.0)
+            job = await insist(
+                lambda: bench.tx(leases.settle, lease, outcome),  # noqa: B023  (awaited at once)
+                worth_it=lambda: True,
+            )
+        except asyncio.CancelledError:
+            if bench.draining:
+                raise  # the process is about to end, and hands back what it holds
+        except Exception as error:
+            if broke:
+                raise
+            broke, outcome = True, _broke(error)
         else:
             if job is None:
                 log.warning("late")

@@ -1,8 +1,8 @@
 """Everything one worker process works with, opened and closed in the right order."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiohttp
 import structlog
@@ -12,9 +12,9 @@ from shared import catalog, db, queue, streams
 from shared.catalog import Catalog
 from workers import upstreams
 from workers.control import Control
+from workers.hands import Hands
 from workers.heartbeat import Heartbeat
 from workers.publisher import Publisher
-from workers.running import Running, Why
 from workers.settings import WorkerSettings
 from workers.upstreams.protocol import Upstream
 
@@ -42,57 +42,23 @@ class Bench:
         self.catalog = catalog
         self.upstreams = upstreams
         self.publisher = Publisher(redis, bound=settings.publish_buffer)
-        self.running: dict[str, Running] = {}
+        self.hands = Hands()
         self.draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self.heartbeat = Heartbeat(
-            settings,
-            tx,
-            redis,
-            models=sorted(
-                name for name, model in catalog.models.items() if model.upstream in upstreams
-            ),
-            on_cancel=self.cancel,
-            on_fenced=lambda: self.stop_all("fenced"),
-        )
-
-    @contextmanager
-    def holding(self, running: Running) -> Iterator[None]:
-        """This attempt is under way until the context ends."""
-        job_id = running.claim.job.id
-        self.running[job_id] = running
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            del self.running[job_id]
-            if not self.running:
-                self._idle.set()
-
-    def cancel(self, job_id: str) -> None:
-        """Stop a job's upstream call, if it runs here."""
-        running = self.running.get(job_id)
-        if running is not None:
-            running.stop("cancelled")
-
-    def stop_all(self, why: Why) -> None:
-        """Stop every upstream call of the process."""
-        for running in self.running.values():
-            running.stop(why)
+        served = [name for name, model in catalog.models.items() if model.upstream in upstreams]
+        self.heartbeat = Heartbeat(settings, tx, redis, models=sorted(served), hands=self.hands)
 
     async def drain(self) -> None:
         """Take no more jobs, let those that run finish for a while, hand the rest back."""
         self.draining = True
-        log.info("draining", running=len(self.running))
+        log.info("draining", jobs=len(self.hands))
         grace = self.settings.drain.total_seconds()
         for seconds in (grace, STOP_WITHIN):
             try:
                 async with asyncio.timeout(seconds):
-                    await self._idle.wait()
+                    await self.hands.empty.wait()
                     return
             except TimeoutError:
-                self.stop_all("handed_back")
+                self.hands.stop_all("handed_back")
 
 
 @asynccontextmanager
@@ -114,8 +80,9 @@ async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
         try:
             yield bench
         finally:
-            await control.stop()
+            bench.draining = True
             await bench.heartbeat.stop()
+            await control.stop()
             await bench.publisher.stop()
             tx.close()
             await redis.aclose()

@@ -7,6 +7,8 @@ guarded by the rows, so that two leaders at once would only do the same work twi
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
 
 import structlog
 from celery import Celery
@@ -14,12 +16,13 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlmodel import Session
 
-from shared import endings, ids, jobs, leases
+from shared import background, endings, ids, jobs, leadership, leases, losses
 from shared.db import Transactions
 from shared.errors import Unavailable
 from shared.lifecycle import Lane
-from shared.queue import Hints, queue_key
+from shared.queue import Hints, queue_key, waiting
 from shared.tables import Job
+from workers.probation import Probation
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -29,6 +32,16 @@ EVERY = 1.0
 AT_ONCE = 500
 """Rows that one step of a turn changes at most."""
 ROLE = "control"
+LEADS_WITHIN = 10.0
+"""Seconds of silence after which a leader is replaced; it may be wrong, for two do no harm."""
+RESIGN_WITHIN = 2.0
+"""Seconds that standing down may take; after that another takes over by itself."""
+LAST_HINTS_WITHIN = timedelta(seconds=2)
+"""For the hints that still wait then; another leader sends what is not sent."""
+READERS_ARE_BACK = 30.0
+"""Seconds after the database was away in which every api has noted who reads there."""
+LONGEST_LOOK = 5.0
+"""Seconds between two looks that count as silence, at most."""
 
 
 def _room_for_batch(session: Session) -> int:
@@ -37,23 +50,31 @@ def _room_for_batch(session: Session) -> int:
 
 
 class Stillness:
-    """How long counters have stood still, by this process's own monotonic clock."""
+    """How long counters have stood still, by this process's own monotonic clock.
 
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, float]] = {}
+    When it takes long until we can look again, the database may have stood still, or we ourselves.
+    """
+
+    def __init__(self, longest_look: float = LONGEST_LOOK) -> None:
+        self._longest_look = longest_look
+        self._counters: dict[str, int] = {}
+        self._still: dict[str, float] = {}
+        self._looked = time.monotonic()
 
     def watch(self, counters: dict[str, int]) -> dict[str, float]:
         """Seconds for which each has not changed; those no longer there are forgotten."""
         now = time.monotonic()
-        for name, counter in counters.items():
-            if self._seen.get(name, (None, 0.0))[0] != counter:
-                self._seen[name] = (counter, now)
-        self._seen = {name: self._seen[name] for name in counters}
-        return {name: now - since for name, (_, since) in self._seen.items()}
+        passed, self._looked = min(now - self._looked, self._longest_look), now
+        self._still = {
+            name: self._still[name] + passed if self._counters.get(name) == counter else 0.0
+            for name, counter in counters.items()
+        }
+        self._counters = counters
+        return self._still
 
     def forget(self) -> None:
         """Begin anew: while we could not look, nobody else could write either."""
-        self._seen.clear()
+        self._counters = {}
 
 
 class Control:
@@ -70,10 +91,14 @@ class Control:
         self._redis = redis
         self._me = ids.prefixed("ctl_")
         self._ttl = settings.lease_ttl.total_seconds()
+        self._hint_ttl = round(settings.hint_ttl.total_seconds() * 1000)
         self._leader = Stillness()
         self._workers = Stillness()
         self._rival: tuple[str, int] | None = None
+        self._away_at = -READERS_ARE_BACK
+        """When the database was last found away."""
         self._hints = Hints(celery, self._lost)
+        self._probation = Probation(tx, self._hint, stale_ms=self._hint_ttl)
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
 
@@ -82,11 +107,12 @@ class Control:
         self._task = asyncio.create_task(self._run(), name="control")
 
     async def stop(self) -> None:
-        """Stand down. Another process takes over when it has watched us stand still."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        await asyncio.to_thread(self._hints.close)
+        """Stand down, so that another process takes over at once."""
+        await background.stop(self._task)
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(RESIGN_WITHIN):
+                await self._tx(leadership.resign, ROLE, self._me)
+        await asyncio.to_thread(self._hints.close, LAST_HINTS_WITHIN)
 
     async def _run(self) -> None:
         while True:
@@ -98,26 +124,30 @@ class Control:
                 log.warning("control_waits_for_database", error=error.message)
                 self._leader.forget()
                 self._workers.forget()
+                self._away_at = time.monotonic()
             except Exception:
                 log.exception("control_turn_failed")
             await asyncio.sleep(EVERY)
 
     async def _elected(self) -> bool:
-        holder, term = await self._tx(leases.lead, ROLE, self._me, self._rival)
+        holder, term = await self._tx(leadership.lead, ROLE, self._me, self._rival)
         self._rival = None
         if holder == self._me:
             return True
         still = self._leader.watch({holder: term})[holder]
-        if still >= self._ttl:
+        if still >= min(self._ttl, LEADS_WITHIN):
             self._rival = (holder, term)
         return False
 
     async def _turn(self, still: dict[str, float]) -> None:
         await self._reap(still)
         await self._end(jobs.expire)
-        await self._end(jobs.abandoned)
+        await self._end(jobs.overdue)
+        if time.monotonic() - self._away_at > READERS_ARE_BACK:
+            await self._end(jobs.abandoned)
         for lane in Lane:
             await self._sweep(lane)
+        await self._probation.turn()
 
     async def _reap(self, still: dict[str, float]) -> None:
         """Presume workers dead that were silent for a whole lease, and take their jobs back."""
@@ -125,7 +155,8 @@ class Control:
             if seconds >= self._ttl:
                 log.error("worker_lost", worker_id=worker_id, silent_seconds=round(seconds))
                 await self._tx(leases.retire, worker_id)
-        await self._end(leases.rescue)
+                self._probation.a_worker_was_lost()
+        await self._end(losses.rescue)
 
     async def _end(self, step: Callable[..., Sequence[Job]]) -> None:
         """Run a step, then tell readers and workers what it did."""
@@ -133,28 +164,52 @@ class Control:
         if not changed:
             return
         log.info(step.__name__, jobs=[job.id for job in changed])
-        for job in changed:
-            await endings.announce(self._tx, self._redis, job)
+        await asyncio.gather(*(endings.announce(self._tx, self._redis, job) for job in changed))
 
     async def _sweep(self, lane: Lane) -> None:
-        """Send the hints that are missing, and again those that were lost, within the window."""
+        """Send the hints that are missing, within the window, and again those that were lost."""
+        window = self._settings.hint_window
         try:
             depth = int(await self._redis.llen(queue_key(lane.value)))
+            # New jobs may keep the window full for ever, so it is a little wider for these.
+            lost = await self._vanished(lane, window + max(1, window // 10) - depth)
         except (RedisError, OSError):
             return  # nowhere to send them
-        window = self._settings.hint_window
+        await self._hint(lane, lost)
+        # What is out keeps its place, though it may not be in the queue yet, or no more.
         out = await self._tx.read(leases.hinted, lane.value, window)
-        # While the broker holds as many as are out, none is lost: they only wait.
-        lost = depth < out
-        stale = round(self._settings.hint_ttl.total_seconds() * 1000) if lost else None
-        room = window - depth
+        room = window - max(depth, out)
         if lane == Lane.BATCH:
             room = min(room, await self._tx.read(_room_for_batch) - out)
-        limit = min(max(0, room), AT_ONCE)
-        missing = limit and await self._tx.read(leases.waiting, lane.value, stale_ms=stale)
-        if missing:
-            job_ids = await self._tx(leases.unhinted, lane.value, stale_ms=stale, limit=limit)
-            self._hints.send(lane, job_ids)
+        while room > 0:
+            missing = await self._tx.read(leases.missing, lane.value, min(room, AT_ONCE))
+            if not missing:
+                break
+            await self._hint(lane, missing)
+            room -= len(missing)
+
+    async def _vanished(self, lane: Lane, at_most: int) -> list[str]:
+        """The jobs whose hint is old and not in the queue: it was lost with whoever had it.
+
+        Age alone does not tell, for in a long queue all are old; nor do numbers, for a hint that is
+        there twice hides one that is not. So the queue is read, if there is an old one.
+        """
+        if at_most <= 0 or not await self._old(lane, 1):
+            return []
+        there = await waiting(self._redis, lane)
+        # Asked only now: what a worker took while we read is claimed, or is about to be.
+        old = await self._old(lane, len(there) + at_most)
+        return [job_id for job_id in old if job_id not in there][:at_most]
+
+    async def _old(self, lane: Lane, limit: int) -> list[str]:
+        return await self._tx.read(leases.stale, lane.value, after_ms=self._hint_ttl, limit=limit)
+
+    async def _hint(self, lane: Lane, job_ids: Sequence[str]) -> None:
+        """Hint these jobs, in short transactions, unless another leader has just done it."""
+        for start in range(0, len(job_ids), AT_ONCE):
+            some = job_ids[start : start + AT_ONCE]
+            marked = await self._tx(leases.mark_hinted, some, after_ms=self._hint_ttl)
+            self._hints.send(lane, marked)
 
     def _lost(self, job_ids: list[str]) -> None:
         """From the thread of the hints: these were not sent."""

@@ -1,29 +1,36 @@
-"""This process's lease: beat, self-fence, and the jobs it is asked to stop.
+"""This process's lease: beat, self-fence, and what the rows say it holds and should stop.
 
 The lease is trusted until `ttl − margin` after the last beat was *sent*, by this process's own
-monotonic clock. Past that it may have been given away: everything is stopped, nothing more is said,
-and the process registers anew.
+monotonic clock. Past that it may have been given away: every upstream call is stopped, and the
+process registers anew. What it had finished by then it takes along, the rest it hands back.
 """
 
 import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from functools import partial
 
 import structlog
 from redis.asyncio import Redis
 
-from shared import leases, streams
+from shared import background, leases, streams
 from shared.db import Transactions
 from shared.errors import Unavailable
+from shared.leases import Held
+from workers.hands import Hands
+from workers.patience import insist
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger()
 
 STALLED_EXIT = 70
 """Exit status of a process whose event loop stood still for longer than its lease."""
+SOON = 1.0
+"""Seconds after a beat that was missed until the next one is tried."""
+LEAVE_WITHIN = 5.0
+"""Seconds that giving the lease back may take; after that it runs out by itself."""
 
 
 class Heartbeat:
@@ -36,8 +43,7 @@ class Heartbeat:
         redis: Redis,
         *,
         models: Sequence[str],
-        on_cancel: Callable[[str], None],
-        on_fenced: Callable[[], None],
+        hands: Hands,
     ) -> None:
         self.worker_id: str | None = None
         """The lease to claim under; None while there is none."""
@@ -45,8 +51,9 @@ class Heartbeat:
         self._redis = redis
         self._models = models
         self._slots = settings.worker_concurrency
-        self._on_cancel = on_cancel
-        self._on_fenced = on_fenced
+        self._hands = hands
+        self._former: list[str] = []
+        """Leases given up, whose jobs are still to be handed back."""
         self._beat = settings.lease_beat.total_seconds()
         self._trusted = (settings.lease_ttl - settings.lease_margin).total_seconds()
         self._until = 0.0
@@ -66,66 +73,92 @@ class Heartbeat:
         ]
 
     async def stop(self) -> None:
-        """Give the lease back."""
-        worker_id, self.worker_id = self.worker_id, None
+        """Give the lease back, and with it whatever it still holds."""
+        leaving = [*self._former, self.worker_id]
+        self.worker_id = None
         self._stopped.set()
         if self._pulse_timer is not None:
             self._pulse_timer.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if worker_id is not None:
-            with suppress(Unavailable):
-                await self._tx(leases.retire, worker_id)
+        await background.stop(*self._tasks)
+        give_up = time.monotonic() + LEAVE_WITHIN
+        for worker_id in filter(None, leaving):
+            await insist(
+                partial(self._tx, leases.leave, worker_id),
+                worth_it=lambda: time.monotonic() < give_up,
+            )
 
     @property
     def held(self) -> bool:
         """Whether the lease can be trusted now."""
         return self.worker_id is not None and time.monotonic() < self._until
 
-    async def _register(self) -> None:
-        while True:
+    async def _register(self) -> str:
+        worker_id = leases.new_id()
+        sent = 0.0
+
+        async def register() -> None:
+            nonlocal sent
             sent = time.monotonic()
-            try:
-                worker_id = await self._tx(
-                    leases.register, pid=os.getpid(), slots=self._slots, models=self._models
-                )
-            except Unavailable as error:
-                log.warning("database_away", error=error.message)
-                await asyncio.sleep(min(self._beat, 1.0))
-            else:
-                self.worker_id, self._until = worker_id, sent + self._trusted
-                log.info("lease_taken", worker_id=worker_id, models=self._models)
-                return
+            await self._tx(
+                leases.register,
+                worker_id=worker_id,
+                pid=os.getpid(),
+                slots=self._slots,
+                models=self._models,
+            )
+
+        await insist(register, worth_it=lambda: True)
+        self.worker_id, self._until = worker_id, sent + self._trusted
+        log.info("lease_taken", worker_id=worker_id, models=self._models)
+        return worker_id
 
     async def _run(self) -> None:
         while True:
+            kept = True
             try:
-                await self._tick()
+                kept = await self._tick()
             except Exception:  # without a heart nothing else would go on
                 log.exception("beat_broke")
-            await asyncio.sleep(self._beat)
+            await asyncio.sleep(self._beat if kept else min(self._beat, SOON))
 
-    async def _tick(self) -> None:
-        """Beat once; stop what should stop; fence ourselves when the lease is gone or in doubt."""
-        assert self.worker_id is not None
-        sent = time.monotonic()
-        asked: list[str] | None = []
+    async def _tick(self) -> bool:
+        """Beat once; fence ourselves when the lease is gone or in doubt. False: look again soon."""
+        worker_id = self.worker_id or await self._register()
+        sent, lost, held = time.monotonic(), False, None
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + self._until - sent):
-                asked = await self._tx(leases.beat, self.worker_id)
+                held = await self._tx(leases.beat, worker_id)
+                lost = held is None
+                if held is not None:
+                    self._until = sent + self._trusted
+                    await self._reconcile(worker_id, held)
         except (Unavailable, TimeoutError) as error:
             log.warning("beat_missed", error=str(error))
-        else:
-            if asked is not None:
-                self._until = sent + self._trusted
-        if asked is None or time.monotonic() >= self._until:
-            log.error("lease_lost", worker_id=self.worker_id)
-            self.worker_id = None
-            self._on_fenced()
-            await self._register()
-        for job_id in asked or []:
-            self._on_cancel(job_id)
+        if lost or time.monotonic() >= self._until:
+            self._fence(worker_id)
+            return False
+        return held is not None
+
+    async def _reconcile(self, worker_id: str, held: list[Held]) -> None:
+        """Stop what should stop; hand back what two beats found in our name and nobody here knows.
+
+        After a fence: take what is finished along from the former lease, and hand back the rest.
+        """
+        unknown = self._hands.unknown()
+        self._hands.compare(held)
+        while self._former:
+            await self._tx(leases.succeed, self._former[0], worker_id, self._hands.finished())
+            del self._former[0]
+        if unknown:
+            log.warning("handed_back_unknown", jobs=[one.job_id for one in unknown])
+            await self._tx(leases.hand_back, worker_id, unknown)
+
+    def _fence(self, worker_id: str) -> None:
+        """Stop every upstream call; the next tick registers anew."""
+        log.error("lease_lost", worker_id=worker_id)
+        self.worker_id = None
+        self._former.append(worker_id)
+        self._hands.stop_all("fenced")
 
     async def _listen(self) -> None:
         """Hear of cancelled jobs at once; whatever is missed here comes with the next beat."""
@@ -145,7 +178,7 @@ class Heartbeat:
                     listening_as = self.worker_id
                 message = await pubsub.get_message(timeout=1.0)
                 if message is not None:
-                    self._on_cancel(message["data"].decode())
+                    self._hands.cancel(message["data"].decode())
 
     def _pulse(self) -> None:
         self._pulses += 1

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlmodel import Session
 
-from shared import clock, jobs, keys
+from shared import clock, jobs, keys, retention
 from shared.jobs import Submission
 from shared.lifecycle import TERMINAL
 from shared.tables import Job
@@ -28,7 +28,17 @@ LATER = 3_600
 JOB_KEYS = {
     *("id", "object", "status", "status_reason", "model", "served_model", "provider", "lane"),
     *("attempt", "max_attempts", "created_at", "run_at", "started_at", "first_delta_at"),
-    *("completed_at", "expires_at", "queue", "progress", "usage", "cost", "error", "batch_id"),
+    *(
+        "completed_at",
+        "expires_at",
+        "stop_at",
+        "queue",
+        "progress",
+        "usage",
+        "cost",
+        "error",
+        "batch_id",
+    ),
     *("custom_id", "metadata", "request_id", "links"),
 }
 
@@ -287,6 +297,34 @@ def test_deleting_leaves_nothing(service: Stack, http: httpx.Client) -> None:
         assert http.get(f"/v1/jobs/{job_id}").status_code == 404
         assert http.delete(f"/v1/chat/completions/{completion}").status_code == 404
     assert listed(http) == []
+
+
+def test_what_retention_took_is_gone_for_good(service: Stack, http: httpx.Client) -> None:
+    """The job is shown as ever, without what was said; lists of completions leave it out."""
+    expired = ended(http, submit(http, metadata={"a": "1"})["id"])
+    sessions = Sessions(service.database_url)
+    with sessions() as session:
+        retention.anonymise(session, -1000 * LATER, 1_000)
+    sessions.close()
+    kept = ended(http, submit(http)["id"])["id"]
+    completion = "/v1/chat/completions/chatcmpl-" + expired["id"].removeprefix("job_")
+
+    assert get(http, f"/v1/jobs/{expired['id']}") == {**expired, "metadata": {}}
+    assert len(get(http, f"/v1/jobs/{expired['id']}/attempts")["data"]) == 1
+    for path in (
+        completion,
+        f"{completion}?stream=true",
+        f"{completion}/messages",
+        f"/v1/jobs/{expired['id']}/events",
+    ):
+        answer = http.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (410, "content_expired")
+        assert expired["id"] in answer.json()["error"]["message"]
+    assert http.post(completion, json={"metadata": {"b": "2"}}).status_code == 410
+    completions = get(http, "/v1/chat/completions")["data"]
+    assert [each["job"]["id"] for each in completions] == [kept]
+    assert http.delete(completion).status_code == 200
+    assert http.get(f"/v1/jobs/{expired['id']}").status_code == 404
 
 
 def test_metadata_is_replaced_and_found(http: httpx.Client) -> None:

@@ -1,10 +1,14 @@
-"""What the tests of the domain share."""
+"""What the tests of the domain and of workers share."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.factories import Sessions
+from tests.fakes.upstream import ScriptedUpstream
+from tests.shop import Shop, open_shop
+from tests.valkey import Valkey
 
 
 @pytest.fixture
@@ -13,3 +17,12 @@ def sessions(database_url: str) -> Iterator[Sessions]:
     opened = Sessions(database_url)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+async def shop(
+    tmp_path: Path, database_url: str, redis_server: Valkey, upstream: ScriptedUpstream
+) -> AsyncIterator[Shop]:
+    """A worker's bench with short leases and time limits."""
+    async with open_shop(tmp_path, database_url, redis_server.url, upstream) as opened:
+        yield opened

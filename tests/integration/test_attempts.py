@@ -1,116 +1,28 @@
 """One try at a job, from claim to settled row, against a scripted upstream and real stores."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
-from typing import Any, TypeVar
+import threading
+from typing import Any
 
-import orjson
 import pytest
-from pydantic import SecretStr
+from sqlmodel import Session
 
-from shared import jobs, keys, leases, streams
-from shared.jobs import Submission
-from shared.tables import Attempt, Job
+from shared import jobs, leases, streams
 from tests.fakes.upstream import (
     End,
     Finish,
     Reasoning,
     Reset,
     Say,
-    ScriptedUpstream,
     Stall,
     Status,
     Step,
     Tool,
+    WaitFor,
 )
-from tests.stack import CATALOG, MODEL
+from tests.shop import Shop
 from tests.valkey import Valkey
-from workers import attempts, bench
-from workers.bench import Bench
-from workers.settings import WorkerSettings
-
-T = TypeVar("T")
-
-
-@dataclass
-class Shop:
-    """A worker's bench, and jobs to put on it."""
-
-    bench: Bench
-    upstream: ScriptedUpstream
-    account_id: str
-
-    async def submit(self, *steps: Step, **fields: Any) -> Job:
-        """A job whose upstream does this on every call."""
-        if steps:
-            self.upstream.script("test", *steps)
-        body = {"messages": [{"role": "user", "content": "Hi"}], **fields.pop("body", {})}
-        new = Submission(
-            account_id=self.account_id,
-            request_id="req",
-            model="test",
-            body=orjson.dumps(body),
-            hinted=False,
-            **fields,
-        )
-        return await self.bench.tx(jobs.submit, new)
-
-    async def row(self, job: Job) -> Job:
-        """The job, now."""
-        return await self.bench.tx.read(jobs.find, self.account_id, job.id)
-
-    async def response(self, job: Job) -> Any:
-        """The stored completion."""
-        kept = await self.bench.tx.read(jobs.content, job.id)
-        return orjson.loads(kept.response or b"null")
-
-    async def tries(self, job: Job) -> list[Attempt]:
-        """Its attempts."""
-        return await self.bench.tx.read(jobs.attempts, job.id)
-
-    async def until(self, look: Callable[[], Awaitable[T | None]], within: float = 15.0) -> T:
-        """What `look` finds."""
-        async with asyncio.timeout(within):
-            while not (found := await look()):
-                await asyncio.sleep(0.02)
-            return found
-
-    async def run_to_the_end(self, job: Job) -> Job:
-        """Try the job whenever it is due, as hints would have it, until it has ended."""
-
-        async def ended() -> Job | None:
-            await attempts.run(self.bench, job.id)
-            row = await self.row(job)
-            return row if row.completed_at else None
-
-        return await self.until(ended)
-
-
-@pytest.fixture
-async def shop(
-    tmp_path: Path, database_url: str, redis_server: Valkey, upstream: ScriptedUpstream
-) -> AsyncIterator[Shop]:
-    """Short leases and time limits."""
-    catalogue = tmp_path / "models.toml"
-    text = CATALOG.format(base_url=upstream.base_url) + MODEL.format(name="test")
-    catalogue.write_text(text)
-    settings = WorkerSettings(
-        database_url=SecretStr(database_url),
-        redis_url=SecretStr(redis_server.url),
-        catalog=catalogue,
-        lease_ttl=timedelta(seconds=20),
-        lease_beat=timedelta(seconds=0.2),
-        lease_margin=timedelta(seconds=1),
-        drain=timedelta(seconds=0.3),
-        silence_timeout=timedelta(seconds=5),
-        attempt_timeout=timedelta(seconds=2),
-    )
-    async with bench.lifespan(settings) as opened:
-        key, _ = await opened.tx(keys.create, account="a")
-        yield Shop(opened, upstream, key.account_id)
+from workers import attempts
 
 
 async def test_everything_the_model_says_is_kept(shop: Shop) -> None:
@@ -204,22 +116,10 @@ async def test_an_attempt_has_a_time_limit(shop: Shop) -> None:
     assert row.deltas > 10
 
 
-async def running(shop: Shop, job: Job) -> "asyncio.Task[None]":
-    """Begin an attempt, and wait until the model has said something."""
-    task = asyncio.create_task(attempts.run(shop.bench, job.id))
-
-    async def spoken() -> bool:
-        at_work = shop.bench.running.get(job.id)
-        return at_work is not None and at_work.transcript.spoke
-
-    await shop.until(spoken)
-    return task
-
-
 async def test_a_cancel_closes_the_upstream_at_once(shop: Shop) -> None:
     """By the control channel; the partial text stays."""
     job = await shop.submit(Say("One two"), Stall(), stream=True)
-    task = await running(shop, job)
+    task = await shop.begin(job)
     asked = await shop.bench.tx(jobs.cancel, shop.account_id, job.id)
     assert asked.worker_id is not None
     began = asyncio.get_running_loop().time()
@@ -240,7 +140,7 @@ async def _closed(call: Any) -> bool:
 async def test_a_cancel_that_went_unheard_comes_with_the_heartbeat(shop: Shop) -> None:
     """The row is the truth; the channel only makes it quick."""
     job = await shop.submit(Say("One two"), Stall(), stream=True)
-    task = await running(shop, job)
+    task = await shop.begin(job)
     await shop.bench.tx(jobs.cancel, shop.account_id, job.id)
     await asyncio.wait_for(task, 10)
 
@@ -250,7 +150,7 @@ async def test_a_cancel_that_went_unheard_comes_with_the_heartbeat(shop: Shop) -
 async def test_a_worker_presumed_dead_stops_and_says_no_more(shop: Shop) -> None:
     """Its lease was given away: it closes its calls, settles nothing and registers anew."""
     job = await shop.submit(Say("One two"), Stall(), background=True)
-    task = await running(shop, job)
+    task = await shop.begin(job)
     before = shop.bench.heartbeat.worker_id
     assert before is not None
     await shop.bench.tx(leases.retire, before)
@@ -269,7 +169,7 @@ async def test_a_worker_presumed_dead_stops_and_says_no_more(shop: Shop) -> None
 async def test_a_drain_hands_back_what_does_not_end_in_time(shop: Shop) -> None:
     """The attempt does not count, and another worker may begin at once."""
     job = await shop.submit(Say("One two"), Stall(), background=True)
-    task = await running(shop, job)
+    task = await shop.begin(job)
     await shop.bench.drain()
     await task
 
@@ -287,3 +187,139 @@ async def test_a_second_hint_changes_nothing(shop: Shop) -> None:
 
     assert (await shop.row(job)).attempt == 1
     assert len(shop.upstream.calls_of("test")) == 1
+
+
+async def test_a_reader_is_told_at_once_that_its_worker_had_to_stop(shop: Shop) -> None:
+    """What it has seen cannot be unsaid, so there is no use in waiting for another worker."""
+    job = await shop.submit(Say("One two"), Stall(), stream=True)
+    task = await shop.begin(job)
+    await shop.bench.drain()
+    await task
+
+    row = await shop.row(job)
+    assert row.error is not None
+    assert (row.status, row.error["code"]) == ("failed", "worker_lost")
+    assert row.error["message"] == "The worker had to stop in mid-answer."
+    end = await streams.last(shop.bench.redis, job.id)
+    assert end is not None
+    assert end.kind == streams.END
+
+
+async def test_a_hint_that_comes_during_a_drain_is_not_lost(shop: Shop) -> None:
+    """The job asks for another at once, instead of when this one would be too old."""
+    job = await shop.submit(Say("Hi"))
+    await shop.bench.tx(leases.mark_hinted, [job.id], after_ms=0)
+    await shop.bench.drain()
+    await attempts.run(shop.bench, job.id)
+
+    row = await shop.row(job)
+    assert (row.status, row.attempt, row.hinted_at) == ("queued", 0, None)
+
+
+async def test_what_a_claim_brings_during_a_drain_is_handed_back_unseen(shop: Shop) -> None:
+    """The drain waits for claims as well, and no upstream hears of the job."""
+    job = await shop.submit(Say("Hi"))
+    task = asyncio.create_task(attempts.run(shop.bench, job.id))
+    await asyncio.sleep(0)  # its claim is on its way
+    await shop.bench.drain()
+
+    row = await shop.row(job)
+    assert (row.status, row.attempt, row.forgiven) == ("queued", 1, 1)
+    assert shop.upstream.calls == []
+    await task
+
+
+async def test_a_request_that_cannot_be_read_fails(shop: Shop) -> None:
+    """Ours or not, it would not get better: nothing hangs, nothing is tried again."""
+    job = await shop.submit(Say("Hi"))
+    await shop.bench.tx(_spoil, job.id)
+    row = await shop.run_to_the_end(job)
+
+    assert row.error is not None
+    assert (row.status, row.attempt, row.error["code"]) == ("failed", 1, "internal_error")
+
+
+def _spoil(session: Session, job_id: str) -> None:
+    jobs.content(session, job_id).request = b"{"
+
+
+async def test_what_the_database_cannot_keep_fails(shop: Shop) -> None:
+    """An end that breaks the settle is replaced by one that does not."""
+    go = threading.Event()
+    job = await shop.submit(Say("One two"), WaitFor(go))
+    task = await shop.begin(job)
+    shop.bench.hands.running[job.id].first_delta_at = 2**70  # no column takes that
+    go.set()
+    await task
+
+    row = await shop.row(job)
+    assert row.error is not None
+    assert (row.status, row.error["code"]) == ("failed", "internal_error")
+
+
+async def test_a_task_that_is_cancelled_hands_its_job_back(shop: Shop) -> None:
+    """Celery's hard limit, and its revoke."""
+    job = await shop.submit(Say("One two"), Stall(), background=True)
+    task = await shop.begin(job)
+    task.cancel()
+    await task
+
+    assert [each.outcome for each in await shop.tries(job)] == ["handed_back"]
+
+
+async def test_a_job_whose_claim_nobody_waits_for_is_handed_back(shop: Shop) -> None:
+    """The task was cancelled while the claim was on its way; two beats see it."""
+    job = await shop.submit(Say("Hi"))
+    task = asyncio.create_task(attempts.run(shop.bench, job.id))
+    await asyncio.sleep(0)
+    task.cancel()
+
+    async def back() -> bool:
+        return (await shop.row(job)).forgiven == 1
+
+    await shop.until(back)
+    row = await shop.row(job)
+    assert (row.status, row.attempt) == ("queued", 1)
+    assert shop.upstream.calls == []
+
+
+async def test_a_busy_worker_is_never_taken_for_one_that_forgot(shop: Shop) -> None:
+    """Jobs come and go between the beats, and none is handed back."""
+    shop.upstream.script("test", Say("One two three", every=0.01))
+    many = [await shop.submit() for _ in range(100)]
+    await asyncio.gather(*(attempts.run(shop.bench, job.id) for job in many))
+
+    for job in many:
+        assert [each.outcome for each in await shop.tries(job)] == ["completed"]
+
+
+async def test_an_attempt_that_redis_refuses_stops(shop: Shop) -> None:
+    """A later one has written to the log: this one closes its call, and its job is let go."""
+    go = threading.Event()
+    steps = Say("One two"), WaitFor(go), Say(" three"), Stall()
+    job = await shop.submit(*steps, stream=True, background=True)
+    task = await shop.begin(job)
+    marker = streams.marker_payload(streams.RETRYING, {"attempt": 2})
+    await streams.mark(shop.bench.redis, job.id, 2, marker, otherwise=1, ttl_ms=60_000)
+    go.set()
+    shop.upstream.script("test", Say("Four"))
+    await asyncio.wait_for(task, 10)
+
+    await shop.until(lambda: _closed(shop.upstream.calls[0]))
+    row = await shop.run_to_the_end(job)
+    assert (await shop.response(job))["choices"][0]["message"]["content"] == "Four"
+    assert (await shop.tries(job))[0].outcome == "handed_back"
+    assert row.losses == 0
+
+
+async def test_a_job_without_a_log_waits_for_redis(shop: Shop, redis_server: Valkey) -> None:
+    """It is handed back with a pause: a worker cut off from Redis does not wear it out."""
+    job = await shop.submit(Say("Hi"))
+    redis_server.kill()
+    for _ in range(3):
+        await attempts.run(shop.bench, job.id)
+
+    row = await shop.row(job)
+    assert (row.status, row.attempt, row.forgiven) == ("queued", 1, 1)
+    assert row.run_at is not None
+    assert shop.upstream.calls == []

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import Session
 
-from shared import clock, jobs, leases, streams
+from shared import clock, jobs, leadership, leases, losses, streams
 from shared.jobs import Lease
 from shared.lifecycle import JobStatus, Lane
 from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Retry
@@ -165,7 +165,7 @@ def test_a_lost_lease_cannot_finish_the_job(sessions: Sessions, word: str) -> No
     with sessions() as session:
         lost = claimed(session).lease
         leases.retire(session, lost.worker_id)
-        leases.rescue(session, 10)
+        losses.rescue(session, 10)
         held = leases.claim(session, lost.job_id, worker(session))
         assert held is not None
         before = held.job.model_dump()
@@ -177,6 +177,27 @@ def test_a_lost_lease_cannot_finish_the_job(sessions: Sessions, word: str) -> No
         assert jobs.content(session, lost.job_id).response is None
         assert attempt_of(session, lost).outcome == "late"
         assert leases.settle(session, held.lease, Completed(SAID)) is not None
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("word", OUTCOMES)
+def test_a_lost_lease_cannot_end_a_job_that_waits(
+    sessions: Sessions, word: str, asked: bool
+) -> None:
+    """Its number is still the last one given, but nobody holds the job any more."""
+    with sessions() as session:
+        lost = claimed(session).lease
+        leases.retire(session, lost.worker_id)
+        losses.rescue(session, 10)
+        if asked:
+            session.get_one(Job, lost.job_id).cancel_requested_at = 1
+    with sessions() as session:
+        assert leases.settle(session, lost, OUTCOMES[word]) is None
+    with sessions() as session:
+        job = session.get_one(Job, lost.job_id)
+
+        assert (job.status, job.losses, job.forgiven) == ("queued", 1, 0)
+        assert attempt_of(session, lost).outcome == "late"
 
 
 def test_handing_back_costs_no_attempt(sessions: Sessions) -> None:
@@ -194,7 +215,7 @@ def test_handing_back_costs_no_attempt(sessions: Sessions) -> None:
 
         assert leases.claim(session, job_id, mine) is not None
         leases.retire(session, mine)
-        [lost] = leases.rescue(session, 10)
+        [lost] = losses.rescue(session, 10)
         assert (lost.status, lost.attempt, lost.forgiven) == ("failed", 4, 3)
 
 
@@ -208,9 +229,9 @@ def test_a_retry_waits_its_time(sessions: Sessions) -> None:
         other = worker(session)
 
         assert leases.claim(session, lease.job_id, other) is None
-        assert not leases.waiting(session, "interactive", stale_ms=0)
+        assert leases.missing(session, "interactive", 1) == []
         session.connection().execute(text("UPDATE jobs SET run_at = run_at - 3600001"))
-        assert leases.waiting(session, "interactive", stale_ms=None)
+        assert leases.missing(session, "interactive", 1) == [lease.job_id]
         again = leases.claim(session, lease.job_id, other)
 
     assert again is not None
@@ -239,13 +260,13 @@ def test_the_jobs_of_a_dead_worker_are_taken_back(sessions: Sessions) -> None:
         leases.retire(session, dead)
 
     with sessions() as session:
-        [job] = leases.rescue(session, 10)
+        [job] = losses.rescue(session, 10)
 
         assert (job.id, job.status, job.worker_id) == (lost.job.id, "queued", None)
         assert (job.attempt, job.forgiven, job.hinted_at) == (1, 0, None)
         assert attempt_of(session, lost.lease).outcome == "lost"
         assert attempt_of(session, kept.lease).outcome is None
-        assert leases.rescue(session, 10) == []
+        assert losses.rescue(session, 10) == []
 
 
 def test_a_job_that_loses_every_worker_fails(sessions: Sessions) -> None:
@@ -258,7 +279,7 @@ def test_a_job_that_loses_every_worker_fails(sessions: Sessions) -> None:
             assert claim is not None
             assert claim.tries == number
             leases.retire(session, mine)
-            [job] = leases.rescue(session, 10)
+            [job] = losses.rescue(session, 10)
 
     assert (job.status, job.attempt) == ("failed", 2)
     assert job.error is not None
@@ -272,7 +293,7 @@ def test_a_lost_job_that_was_asked_to_stop_has_stopped(sessions: Sessions) -> No
         jobs.cancel(session, claim.job.account_id, claim.job.id)
         leases.retire(session, claim.lease.worker_id)
 
-        [job] = leases.rescue(session, 10)
+        [job] = losses.rescue(session, 10)
 
     assert job.status == "cancelled"
 
@@ -286,7 +307,7 @@ def test_rescue_and_settle_may_race(sessions: Sessions) -> None:
 
         settled, rescued = sessions.at_once(
             partial(leases.settle, lease=lease, outcome=Completed(SAID)),
-            partial(leases.rescue, limit=10),
+            partial(losses.rescue, limit=10),
         )
 
         assert (settled is None) == bool(rescued)
@@ -312,6 +333,81 @@ def test_a_lease_lives_by_its_beats(sessions: Sessions) -> None:
         assert leases.served(session) == {"b", "c"}
 
 
+def test_a_beat_tells_all_that_the_lease_holds(sessions: Sessions) -> None:
+    """And what of it was asked to stop; so a worker learns of a job it does not know of."""
+    with sessions() as session:
+        mine = worker(session)
+        held = [claimed(session, by=mine).job for _ in range(2)]
+        claimed(session)
+        jobs.cancel(session, held[0].account_id, held[0].id)
+        told = leases.beat(session, mine)
+
+    assert told is not None
+    assert sorted(told) == [(held[0].id, 1, True), (held[1].id, 1, False)]
+
+
+def test_a_worker_that_leaves_hands_everything_back(sessions: Sessions) -> None:
+    """Its lease has ended, and no attempt is lost; what was asked to stop has stopped."""
+    with sessions() as session:
+        mine = worker(session)
+        held, stopping = claimed(session, by=mine), claimed(session, by=mine)
+        jobs.cancel(session, stopping.job.account_id, stopping.job.id)
+        for _ in range(2):
+            leases.leave(session, mine)
+
+    with sessions() as session:
+        job = session.get_one(Job, held.job.id)
+        assert (job.status, job.attempt, job.forgiven, job.losses) == ("queued", 1, 1, 0)
+        assert session.get_one(Job, stopping.job.id).status == "cancelled"
+        assert attempt_of(session, held.lease).outcome == "handed_back"
+        assert leases.alive(session) == {}
+        assert losses.rescue(session, 10) == []
+
+
+def test_what_is_finished_comes_along_to_a_new_lease(sessions: Sessions) -> None:
+    """The rest is handed back; a settle that was on its way under the old lease still counts."""
+    with sessions() as session:
+        former, new = worker(session), worker(session)
+        finished, cut = claimed(session, by=former), claimed(session, by=former)
+        for _ in range(2):
+            leases.succeed(session, former, new, [finished.job.id])
+
+    with sessions() as session:
+        assert leases.beat(session, new) == [(finished.job.id, 1, False)]
+        assert attempt_of(session, finished.lease).worker_id == new
+        assert attempt_of(session, cut.lease).outcome == "handed_back"
+        assert leases.beat(session, former) is None
+        settled = leases.settle(session, finished.lease, Completed(SAID))
+        assert settled is not None
+        assert settled.status == "completed"
+
+
+def test_what_was_given_away_does_not_come_along(sessions: Sessions) -> None:
+    """The lease was lost in earnest: another worker has the job by now."""
+    with sessions() as session:
+        former = worker(session)
+        lost = claimed(session, by=former)
+        leases.retire(session, former)
+        losses.rescue(session, 10)
+        held = leases.claim(session, lost.job.id, worker(session))
+        assert held is not None
+        leases.succeed(session, former, worker(session), [lost.job.id])
+
+    with sessions() as session:
+        assert session.get_one(Job, lost.job.id).worker_id == held.lease.worker_id
+        assert leases.settle(session, lost.lease, Completed(SAID)) is None
+
+
+def test_a_registration_may_be_repeated(sessions: Sessions) -> None:
+    """The answer to its COMMIT may have been lost."""
+    for _ in range(2):
+        with sessions() as session:
+            leases.register(session, pid=1, slots=1, models=[], worker_id="wkr_me")
+
+    with sessions() as session:
+        assert leases.alive(session) == {"wkr_me": 0}
+
+
 def test_the_sweep_finds_what_has_no_hint(sessions: Sessions) -> None:
     """Of its lane and due; what it found it marks, so that it finds it once."""
     with sessions() as session:
@@ -323,11 +419,12 @@ def test_the_sweep_finds_what_has_no_hint(sessions: Sessions) -> None:
         claimed(session)
 
     with sessions() as session:
-        assert leases.waiting(session, "interactive", stale_ms=None)
-        assert leases.unhinted(session, "interactive", stale_ms=None, limit=2) == bare[:2]
-        assert leases.unhinted(session, "interactive", stale_ms=None, limit=10) == bare[2:]
-        assert leases.unhinted(session, "interactive", stale_ms=None, limit=10) == []
-        assert not leases.waiting(session, "interactive", stale_ms=None)
+        assert leases.missing(session, "interactive", 10) == bare
+        assert leases.missing(session, "interactive", 2) == bare[:2]
+        assert leases.mark_hinted(session, bare[:2], after_ms=HOUR) == bare[:2]
+        assert leases.missing(session, "interactive", 10) == bare[2:]
+        assert leases.mark_hinted(session, bare, after_ms=HOUR) == bare[2:]
+        assert leases.missing(session, "interactive", 10) == []
         assert leases.hinted(session, "interactive", 10) == 4
         assert leases.hinted(session, "interactive", 3) == 3
 
@@ -336,13 +433,16 @@ def test_the_sweep_repeats_hints_that_were_lost(sessions: Sessions) -> None:
     """By their age on the database's clock, or when they are known not to have been sent."""
     with sessions() as session:
         job_id = submitted(session).id
+        age = text(f"UPDATE jobs SET hinted_at = hinted_at - {2 * HOUR}")
 
-        assert leases.unhinted(session, "interactive", stale_ms=HOUR, limit=10) == []
-        session.connection().execute(text(f"UPDATE jobs SET hinted_at = hinted_at - {2 * HOUR}"))
-        assert leases.unhinted(session, "interactive", stale_ms=HOUR, limit=10) == [job_id]
+        assert leases.stale(session, "interactive", after_ms=HOUR, limit=10) == []
+        session.connection().execute(age)
+        assert leases.stale(session, "interactive", after_ms=HOUR, limit=10) == [job_id]
+        assert leases.mark_hinted(session, [job_id], after_ms=HOUR) == [job_id]
+        assert leases.stale(session, "interactive", after_ms=HOUR, limit=10) == []
 
         leases.forget_hints(session, [job_id])
-        assert leases.unhinted(session, "interactive", stale_ms=None, limit=10) == [job_id]
+        assert leases.missing(session, "interactive", 10) == [job_id]
 
 
 def test_two_sweeps_at_once_hint_each_job_once(sessions: Sessions) -> None:
@@ -350,9 +450,7 @@ def test_two_sweeps_at_once_hint_each_job_once(sessions: Sessions) -> None:
     with sessions() as session:
         made = sorted(submitted(session, hinted=False).id for _ in range(20))
 
-    found = sessions.at_once(
-        *[partial(leases.unhinted, lane="interactive", stale_ms=None, limit=20)] * 2
-    )
+    found = sessions.at_once(*[partial(leases.mark_hinted, job_ids=made, after_ms=HOUR)] * 2)
 
     assert sorted(found[0] + found[1]) == made
 
@@ -360,35 +458,46 @@ def test_two_sweeps_at_once_hint_each_job_once(sessions: Sessions) -> None:
 def test_one_process_leads(sessions: Sessions) -> None:
     """The first to ask; it renews, and its term grows with every time."""
     with sessions() as session:
-        assert leases.lead(session, "control", "a", None) == ("a", 0)
-        assert leases.lead(session, "control", "b", None) == ("a", 0)
-        assert leases.lead(session, "control", "a", None) == ("a", 1)
-        assert leases.lead(session, "other", "b", None) == ("b", 0)
+        assert leadership.lead(session, "control", "a", None) == ("a", 0)
+        assert leadership.lead(session, "control", "b", None) == ("a", 0)
+        assert leadership.lead(session, "control", "a", None) == ("a", 1)
+        assert leadership.lead(session, "other", "b", None) == ("b", 0)
 
 
 def test_leadership_is_taken_only_from_one_that_stands_still(sessions: Sessions) -> None:
     """Whoever takes over names the term it has watched: a term that moved on is alive."""
     with sessions() as session:
-        leases.lead(session, "control", "a", None)
-        leases.lead(session, "control", "a", None)
+        leadership.lead(session, "control", "a", None)
+        leadership.lead(session, "control", "a", None)
 
-        assert leases.lead(session, "control", "b", ("a", 0)) == ("a", 1)
-        assert leases.lead(session, "control", "b", ("a", 1)) == ("b", 2)
-        assert leases.lead(session, "control", "a", None) == ("b", 2)
+        assert leadership.lead(session, "control", "b", ("a", 0)) == ("a", 1)
+        assert leadership.lead(session, "control", "b", ("a", 1)) == ("b", 2)
+        assert leadership.lead(session, "control", "a", None) == ("b", 2)
+
+
+def test_a_leader_that_resigns_is_replaced_at_once(sessions: Sessions) -> None:
+    """Nobody has to watch it stand still; only the leader itself can resign."""
+    with sessions() as session:
+        leadership.lead(session, "control", "a", None)
+        leadership.resign(session, "control", "b")
+        assert leadership.lead(session, "control", "b", None) == ("a", 0)
+
+        leadership.resign(session, "control", "a")
+        assert leadership.lead(session, "control", "b", None) == ("b", 0)
 
 
 def test_of_two_that_would_lead_one_does(sessions: Sessions) -> None:
     """When nobody leads yet, and when both saw the same leader stand still."""
     for role in map(str, range(5)):
         first = sessions.at_once(
-            partial(leases.lead, role=role, holder="a", seen=None),
-            partial(leases.lead, role=role, holder="b", seen=None),
+            partial(leadership.lead, role=role, holder="a", seen=None),
+            partial(leadership.lead, role=role, holder="b", seen=None),
         )
         assert first[0] == first[1]
 
         second = sessions.at_once(
-            partial(leases.lead, role=role, holder="c", seen=first[0]),
-            partial(leases.lead, role=role, holder="d", seen=first[0]),
+            partial(leadership.lead, role=role, holder="c", seen=first[0]),
+            partial(leadership.lead, role=role, holder="d", seen=first[0]),
         )
         leading = [me for me, (holder, _) in zip("cd", second, strict=True) if holder == me]
         assert len(leading) == 1

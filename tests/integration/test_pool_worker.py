@@ -172,7 +172,7 @@ def test_a_lifespan_that_breaks_stops_the_worker(server: Valkey) -> None:
 
 
 def test_a_restart_of_redis_leaves_the_worker_at_work(server: Valkey) -> None:
-    """Even with a message un-acknowledged, thanks to the guard in `shared.queue`."""
+    """Even with a message un-acknowledged, thanks to the guard in `shared.messages`."""
     with worker(server) as it:
         it.send("late_nap", 60)
         it.await_note("late started")

@@ -74,11 +74,40 @@ def test_a_setting_that_cannot_work_is_refused_at_the_start(
         ApiSettings()
 
 
+def test_content_is_not_kept_longer_than_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the field."""
+    monkeypatch.setenv("SLUICE_RETENTION", "P7D")
+    monkeypatch.setenv("SLUICE_CONTENT_RETENTION", "P7D")
+    assert WorkerSettings().content_retention == timedelta(days=7)
+
+    monkeypatch.setenv("SLUICE_CONTENT_RETENTION", "P8D")
+    with pytest.raises(ValidationError, match=r"content_retention\n.*longer than SLUICE_RETENTION"):
+        WorkerSettings()
+
+
 def test_spans_are_written_as_iso_8601_or_as_on_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both name the same span."""
     for text in ("PT3S", "00:00:03"):
-        monkeypatch.setenv("SLUICE_LEASE_TTL", text)
-        assert WorkerSettings().lease_ttl == timedelta(seconds=3)
+        monkeypatch.setenv("SLUICE_DRAIN", text)
+        assert WorkerSettings().drain == timedelta(seconds=3)
+
+
+@pytest.mark.parametrize(
+    "spans, complaint",
+    [
+        ({"ttl": "15"}, "lease_margin\n.*not shorter than SLUICE_LEASE_TTL"),
+        ({"ttl": "60", "beat": "22.5", "margin": "15"}, "two beats"),
+    ],
+)
+def test_a_lease_that_a_late_beat_would_lose_is_refused(
+    monkeypatch: pytest.MonkeyPatch, spans: dict[str, str], complaint: str
+) -> None:
+    """Two beats must fit into the time for which a worker trusts its lease."""
+    for name, span in spans.items():
+        monkeypatch.setenv(f"SLUICE_LEASE_{name.upper()}", span)
+
+    with pytest.raises(ValidationError, match=complaint):
+        WorkerSettings()
 
 
 def test_the_api_has_no_setting_for_an_upstreams_key() -> None:

@@ -63,6 +63,7 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("content_deleted_at", sa.BigInteger(), nullable=True))
     op.drop_index("ix_jobs_queued", "jobs")
     _index("ix_jobs_queued", ["lane", "hinted_at", "run_at", "id"], QUEUED)
+    _index("ix_jobs_lost", ["losses"], "losses > 0 AND completed_at IS NULL")
     _index("ix_jobs_stopping", ["stop_at"], "stop_at IS NOT NULL AND completed_at IS NULL")
     _index(
         "ix_jobs_with_content",
@@ -81,7 +82,12 @@ def _index(name: str, columns: list[str], condition: str) -> None:
 
 def downgrade() -> None:
     """Undo, but for the triggers: what they forbid was never right."""
-    for index in ("ix_jobs_stopping", "ix_jobs_with_content", "ix_jobs_fingerprint"):
+    for index in (
+        "ix_jobs_lost",
+        "ix_jobs_stopping",
+        "ix_jobs_with_content",
+        "ix_jobs_fingerprint",
+    ):
         op.drop_index(index, "jobs")
     op.drop_index("ix_jobs_queued", "jobs")
     _index("ix_jobs_queued", ["lane", "hinted_at", "id"], QUEUED)
