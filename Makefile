@@ -11,7 +11,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --python $(BIN)/python --python-version
 	--generate-hashes --no-annotate --no-header
 NOTE := $(shell head -n 1 requirements.lock)
 
-.PHONY: help run test check fmt bench lock clean
+.PHONY: help run test check fmt bench faults lock clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ fmt: $(READY) ## Format the code and mend what can be mended
 
 bench: $(READY) ## Measure: CPU per streamed delta, time to the first one (ARGS="--streams 10")
 	@$(BIN)/python -m bench.streams $(ARGS)
+
+faults: $(READY) ## Kill everything in turn and prove that nothing is lost (ARGS="--seed 7")
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 lock: $(READY) ## Pin the newest versions pyproject.toml allows
 	@set -e; new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; \

@@ -22,24 +22,36 @@ class Frame:
         return None if self.data == "[DONE]" else orjson.loads(self.data)
 
 
-def frames(pieces: Iterator[bytes]) -> Iterator[Frame]:
-    """Frames from the bytes of a stream. Comments may stand only where a frame could begin."""
-    buffer = b""
-    for piece in pieces:
-        buffer += piece
+class Framing:
+    """Frames from bytes, piece by piece; comments may stand only where a frame could begin."""
+
+    def __init__(self) -> None:
+        self.rest = b""
+        """What has come of a frame that is not whole yet."""
+
+    def feed(self, piece: bytes) -> Iterator[Frame]:
+        """The frames that are whole with this piece."""
+        self.rest += piece
         while True:
-            while buffer.startswith(b": "):
-                comment, found, rest = buffer.partition(b"\n")
+            while self.rest.startswith(b": "):
+                comment, found, rest = self.rest.partition(b"\n")
                 if not found:
                     break
                 assert comment == b": ping", comment
-                buffer = rest
-            whole, found, rest = buffer.partition(b"\n\n")
-            if not found or buffer.startswith(b":"):
+                self.rest = rest
+            whole, found, rest = self.rest.partition(b"\n\n")
+            if not found or self.rest.startswith(b":"):
                 break
-            buffer = rest
+            self.rest = rest
             yield _frame(whole.decode())
-    assert buffer == b"", buffer
+
+
+def frames(pieces: Iterator[bytes]) -> Iterator[Frame]:
+    """Frames from the bytes of a stream that ends between two of them."""
+    framing = Framing()
+    for piece in pieces:
+        yield from framing.feed(piece)
+    assert framing.rest == b"", framing.rest
 
 
 def _frame(text: str) -> Frame:

@@ -54,13 +54,19 @@ def eventually(look: Callable[[], T | None], within: float = 10.0) -> T:
 
 
 class Process:
-    """One `sluice` command, its output in a file."""
+    """One `sluice` command, its output in a file; `module` may stand in for the CLI's own."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        log: Path,
+        module: str = "cli",
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "cli", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -143,17 +149,17 @@ class Stack:
         """The first API's address."""
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, name: str, *arguments: str, **environment: str) -> Process:
+    def start(self, name: str, *arguments: str, module: str = "cli", **environment: str) -> Process:
         """Start `sluice name …`."""
         log = self.home / f"{name}-{len(self._processes)}.log"
-        process = Process([name, *arguments], {**self.environment, **environment}, log)
+        process = Process([name, *arguments], {**self.environment, **environment}, log, module)
         self._processes.append(process)
         return process
 
-    def api(self, port: int | None = None) -> Process:
+    def api(self, port: int | None = None, **environment: str) -> Process:
         """Start an api process and wait until it answers."""
         port = port or self.port
-        process = self.start("api", SLUICE_PORT=str(port))
+        process = self.start("api", SLUICE_PORT=str(port), **environment)
         self._answers(process, f"http://127.0.0.1:{port}/health/live")
         return process
 
