@@ -1,0 +1,123 @@
+"""What a completion costs: at most, before it runs, and exactly, by what it used.
+
+Integers throughout, in nano-credits (10^-9 credit); a fraction of one is rounded up.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+import orjson
+
+from shared.catalog import Model
+
+NANO: Final = 1_000_000_000
+"""Nano-credits in a credit."""
+PER_TOKEN: Final = NANO // 1_000_000
+"""Nano-credits a token, for a price of one credit per million."""
+BYTES_PER_TOKEN: Final = 3
+"""Fewer than any tokenizer needs on average, so that an estimate errs upwards."""
+MESSAGE_TOKENS: Final = 8
+"""What a message costs beside its text."""
+IMAGE_TOKENS: Final = 1_600
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """A model's, in nano-credits a token."""
+
+    input: Decimal
+    cached_input: Decimal
+    cache_write: Decimal
+    output: Decimal
+
+    @classmethod
+    def of(cls, model: Model) -> "Prices":
+        """The prices of a model; what it does not say of its cache costs as much as any input."""
+        plain = model.input_price
+        cached, write = model.cached_input_price, model.cache_write_price
+        return cls(
+            *(
+                Decimal(str(price)) * PER_TOKEN
+                for price in (
+                    plain,
+                    plain if cached is None else cached,
+                    plain if write is None else write,
+                    model.output_price,
+                )
+            )
+        )
+
+    def cost(self, usage: Mapping[str, Any]) -> int:
+        """What this usage costs; every token is in one bucket and priced once."""
+        prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        details = usage.get("prompt_tokens_details") or {}
+        cached = min(_count(details, "cached_tokens"), prompt)
+        written = min(_count(details, "cache_write_tokens"), prompt - cached)
+        return math.ceil(
+            (prompt - cached - written) * self.input
+            + cached * self.cached_input
+            + written * self.cache_write
+            + completion * self.output
+        )
+
+    def bound(self, prompt: int, completion: int) -> int:
+        """The most that so many tokens can cost, wherever they are counted."""
+        dearest = max(self.input, self.cached_input, self.cache_write)
+        return math.ceil(prompt * dearest + completion * self.output)
+
+
+def _count(counts: Mapping[str, Any], name: str) -> int:
+    value = counts.get(name)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def prompt_tokens(request: Mapping[str, Any]) -> int:
+    """About how many tokens a request's input has, rather more than fewer."""
+    pictures = 0
+
+    def text(value: Any) -> Any:
+        nonlocal pictures
+        if isinstance(value, dict):
+            if value.get("type") == "image_url":
+                pictures += 1
+                return None
+            return {key: text(inner) for key, inner in value.items()}
+        return [text(inner) for inner in value] if isinstance(value, list) else value
+
+    messages = request.get("messages") or []
+    written = {name: text(request.get(name)) for name in INPUT_FIELDS if request.get(name)}
+    size = sum(len(orjson.dumps(each)) for each in written.values())
+    return -(-size // BYTES_PER_TOKEN) + MESSAGE_TOKENS * len(messages) + IMAGE_TOKENS * pictures
+
+
+INPUT_FIELDS: Final = ("messages", "tools", "functions", "response_format", "system")
+
+
+def completion_tokens(response: Mapping[str, Any]) -> int:
+    """About how many tokens a completion's choices have, for upstreams that do not count."""
+    said = [choice.get("message") or {} for choice in response.get("choices") or []]
+    size = sum(
+        len(str(message.get(name) or "").encode())
+        for message in said
+        for name in ("content", "reasoning_content", "refusal", "tool_calls")
+    )
+    return -(-size // BYTES_PER_TOKEN)
+
+
+def output_cap(request: Mapping[str, Any], model: Model) -> int:
+    """The most tokens a request can have said, over all its choices."""
+    asked = request.get("max_completion_tokens") or request.get("max_tokens")
+    each = min(asked or model.max_output_tokens, model.max_output_tokens)
+    return int(each) * int(request.get("n") or 1)
+
+
+def most(request: Mapping[str, Any], chain: Iterable[Model]) -> int:
+    """The most a request can cost at the dearest of these models; zero when all are free."""
+    prompt = prompt_tokens(request)
+    return max(
+        Prices.of(model).bound(min(prompt, model.context_window), output_cap(request, model))
+        for model in chain
+    )
