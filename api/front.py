@@ -15,7 +15,7 @@ from api.hub import Hub
 from api.middleware import Metrics
 from api.settings import ApiSettings
 from api.window import Window
-from shared import catalog, db, leases, queue, streams
+from shared import catalog, connections, db, leases, queue, streams
 from shared.catalog import Catalog
 from shared.queue import Hints
 from shared.tables import Job
@@ -72,7 +72,7 @@ class Front:
 @asynccontextmanager
 async def lifespan(settings: ApiSettings, metrics: Metrics) -> AsyncIterator[Front]:
     """Open the front and close it. Nothing here waits for database or Redis to be there."""
-    redis = streams.open_redis(settings.redis)
+    redis = connections.open_redis(settings.redis)
     tx = db.Transactions(db.connect(settings.database))
     front = Front(
         settings, tx=tx, redis=redis, catalog=catalog.load(settings.catalog), metrics=metrics

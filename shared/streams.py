@@ -11,19 +11,14 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
 
 import orjson
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 
 RUNNING_TTL_MS: Final = 3 * 3600 * 1000
 """How long a log outlives its last append while its job runs."""
 ENDED_TTL_MS: Final = 3600 * 1000
 """How long it stays after the end; then the archive in the database serves."""
-SOCKET_TIMEOUT: Final = 5.0
 PROMPTLY: Final = 0.4
 """Seconds an answer waits for what it can do without; some ask twice, and all leave within one."""
 
@@ -195,41 +190,3 @@ def promptly() -> asyncio.Timeout:
     The client closes the connection of a command that was broken off: nobody gets its answer.
     """
     return asyncio.timeout(PROMPTLY)
-
-
-def open_redis(url: str, *, connections: int = 64) -> Redis:
-    """A client that answers or fails within seconds, and never sends a command twice.
-
-    `sentinel://host:port;sentinel://host:port/0?master_name=NAME` asks Sentinels for the master.
-    """
-    options: dict[str, Any] = {
-        "socket_timeout": SOCKET_TIMEOUT,
-        "socket_connect_timeout": 3.0,
-        "socket_keepalive": True,
-        "health_check_interval": 15,
-        "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,
-    }
-    if url.startswith("sentinel"):
-        return _master(url, options)
-    pool = BlockingConnectionPool.from_url(
-        url, max_connections=connections, timeout=SOCKET_TIMEOUT, **options
-    )
-    return Redis.from_pool(pool)
-
-
-def _master(url: str, options: dict[str, Any]) -> Redis:
-    """The master that the Sentinels of a URL in kombu's spelling name."""
-    address, _, query = url.partition("?")
-    nodes = [urlsplit(node) for node in address.split(";")]
-    sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
-        [(node.hostname or "localhost", node.port or 26379) for node in nodes]
-    )
-    master: Redis = sentinel.master_for(
-        dict(parse_qsl(query)).get("master_name", "mymaster"),
-        db=int(nodes[-1].path.strip("/") or 0),
-        username=nodes[-1].username,
-        password=nodes[-1].password,
-        **options,
-    )
-    return master

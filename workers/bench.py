@@ -8,7 +8,7 @@ import aiohttp
 import structlog
 from redis.asyncio import Redis
 
-from shared import catalog, db, queue, streams
+from shared import catalog, connections, db, queue
 from shared.catalog import Catalog
 from workers import upstreams
 from workers.control import Control
@@ -64,7 +64,7 @@ class Bench:
 @asynccontextmanager
 async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
     """Open a bench, keep its lease and its control loops going, and close it."""
-    redis = streams.open_redis(settings.redis)
+    redis = connections.open_redis(settings.redis)
     tx = db.Transactions(db.connect(settings.database))
     models = catalog.load(settings.catalog)
     celery = queue.connect(settings.redis)

@@ -226,9 +226,11 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._live())
         except BaseException as error:
-            if not isinstance(error, asyncio.CancelledError):
+            broken_off = isinstance(error, asyncio.CancelledError)
+            if not broken_off:
                 log.critical("the worker's lifespan failed", exc_info=error)
-            self.failure = error
+            if not (broken_off and self._stopping):  # then it is as we were told
+                self.failure = error
             if self._started.is_set() and not self._stopping:
                 state.should_stop = EX_FAILURE
                 self._post(lambda: None)  # wakes the hub, which then looks

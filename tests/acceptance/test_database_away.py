@@ -1,5 +1,6 @@
 """The database is cut off, hangs, or loses its answers: callers are told, and nothing is lost."""
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -124,3 +125,14 @@ def test_lost_answers_to_commits_do_nothing_twice(stack: Stack, link: Link) -> N
     assert [job["attempt"] for job in jobs] == [1] * 20
     assert len(stack.upstream.calls) == 20
     assert len(http.get("/v1/jobs?limit=100").json()["data"]) == 20
+
+
+def test_a_worker_that_waits_for_its_database_stops_when_told(stack: Stack, link: Link) -> None:
+    """It has not begun, so there is nothing to say and nothing wrong."""
+    link.cut()
+    worker = stack.worker()
+    eventually(lambda: "database_away" in worker.log.read_text(), 30)
+
+    worker.send(signal.SIGTERM)
+
+    assert worker.wait() == 0

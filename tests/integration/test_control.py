@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared import db, jobs, keys, leadership, leases, queue, streams
+from shared import connections, db, jobs, keys, leadership, leases, queue, streams
 from shared.jobs import Submission
 from shared.lifecycle import JobStatus, Lane
 from shared.tables import Job
@@ -84,7 +84,7 @@ async def room(database_url: str, redis_server: Valkey) -> AsyncIterator[Room]:
         lease_margin=timedelta(seconds=0.5),
     )
     tx = db.Transactions(db.connect(database_url))
-    redis = streams.open_redis(redis_server.url)
+    redis = connections.open_redis(redis_server.url)
     key, _ = await tx(keys.create, account="a")
     opened = Room(database_url, settings, tx, redis, key.account_id)
     try:

@@ -13,7 +13,7 @@ from sqlmodel import Session
 
 from api.following import FROM_START, Follower
 from api.hub import BUFFER, Hub
-from shared import db, jobs, keys, leases, streams
+from shared import connections, db, jobs, keys, leases, streams
 from shared.errors import Fault, StreamExpired
 from shared.jobs import Submission
 from shared.outcomes import Completed, Retry, Said
@@ -86,7 +86,7 @@ async def desk(database_url: str, redis_server: Valkey) -> AsyncIterator[Desk]:
 @asynccontextmanager
 async def _open(database_url: str, redis_server: Valkey) -> AsyncIterator[Desk]:
     tx = db.Transactions(db.connect(database_url))
-    redis = streams.open_redis(redis_server.url)
+    redis = connections.open_redis(redis_server.url)
     publisher, hub = Publisher(redis, bound=BOUND), Hub(redis)
     publisher.start()
     hub.start()

@@ -17,7 +17,7 @@ import pytest
 import redis
 from celery import Celery
 
-from shared import queue, streams
+from shared import connections, queue
 from shared.lifecycle import Lane
 from tests.stack import eventually
 from tests.valkey import Valkey, valkey
@@ -171,7 +171,7 @@ async def test_the_jobs_whose_hints_wait_are_known(bench: Bench) -> None:
     bench.hints.send(Lane.INTERACTIVE, list(jobs))
     eventually(lambda: bench.redis.llen(INTERACTIVE) == len(jobs))
     bench.redis.lpush(INTERACTIVE, "garbage", "{}", "7")
-    async with streams.open_redis(bench.server.url) as opened:
+    async with connections.open_redis(bench.server.url) as opened:
         assert await queue.waiting(opened, Lane.INTERACTIVE) == jobs
         assert await queue.waiting(opened, Lane.BATCH) == set()
 

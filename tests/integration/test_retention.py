@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from sqlalchemy import func, text
 from sqlmodel import Session, select
 
-from shared import clock, db, jobs, leases, queue, retention, streams
+from shared import clock, connections, db, jobs, leases, queue, retention, streams
 from shared.audit import examine
 from shared.db import Transactions
 from shared.errors import ContentExpired, NotFound
@@ -151,7 +151,7 @@ def test_workers_are_forgotten_once_they_hold_nothing(sessions: Sessions) -> Non
 @asynccontextmanager
 async def stores(database_url: str, server: Valkey) -> AsyncIterator[tuple[Transactions, Redis]]:
     """What the clean-up works on."""
-    tx, client = db.Transactions(db.connect(database_url)), streams.open_redis(server.url)
+    tx, client = db.Transactions(db.connect(database_url)), connections.open_redis(server.url)
     try:
         yield tx, client
     finally:

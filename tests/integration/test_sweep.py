@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlmodel import Session
 
-from shared import clock, db, jobs, leases, queue, streams
+from shared import clock, connections, db, jobs, leases, queue
 from shared.lifecycle import Lane
 from shared.tables import Job
 from tests.factories import HOUR, Sessions, submitted
@@ -136,7 +136,7 @@ async def desk(sessions: Sessions, redis_server: Valkey) -> AsyncIterator[Desk]:
         hint_window=WINDOW,
     )
     tx = db.Transactions(db.connect(sessions.url))
-    redis = streams.open_redis(redis_server.url)
+    redis = connections.open_redis(redis_server.url)
     opened = Desk(settings, tx, redis)
     try:
         yield opened

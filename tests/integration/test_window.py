@@ -3,7 +3,7 @@
 import asyncio
 
 from api.window import Window
-from shared import streams
+from shared import connections
 from shared.lifecycle import Lane
 from shared.queue import queue_key
 from tests.valkey import Valkey
@@ -11,7 +11,7 @@ from tests.valkey import Valkey
 
 async def test_a_full_queue_admits_no_more_hints(redis_server: Valkey) -> None:
     """Until workers have made room; and batch jobs are never let in from the front."""
-    redis = streams.open_redis(redis_server.url)
+    redis = connections.open_redis(redis_server.url)
     window = Window(redis, 10)
     window.start()
     try:
