@@ -17,6 +17,8 @@ from tests.frames import Frame, frames
 from tests.stack import Stack, eventually
 from tests.valkey import Valkey
 
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""Which database it is makes no difference here."""
 PROMPTLY = 3.0
 """Seconds for what should take one at most; Redis' own timeouts are longer."""
 WORDS = [f" word{number}" for number in range(120)]

@@ -18,6 +18,8 @@ from tests.frames import Frame, frames
 from tests.stack import Process, Stack, eventually
 from tests.valkey import free_port
 
+pytestmark = pytest.mark.parametrize("service", ["sqlite"], indirect=True)
+"""Which database it is makes no difference here."""
 WHOLE = "one two three four five six"
 PATH = "/v1/chat/completions"
 REQUEST: dict[str, Any] = {"model": "test", "messages": [{"role": "user", "content": "Talk"}]}

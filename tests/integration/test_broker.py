@@ -166,8 +166,8 @@ def cut(server: Valkey, shop: Shop) -> None:
 
 
 def cut_again_and_again(server: Valkey, shop: Shop) -> None:
-    """Fifty times, whenever the worker has come back and fetches hints."""
-    for _ in range(50):
+    """Twenty times, whenever the worker has come back and fetches hints."""
+    for _ in range(20):
         eventually(lambda: fetching(shop), 20)
         shop.redis.client_kill_filter(_type="normal")
 
