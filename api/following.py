@@ -50,7 +50,7 @@ class Follower:
         Raises `StreamExpired` when the job has ended and neither log nor archive is left.
         """
         if self.job.status in TERMINAL:
-            yield await self._tx.read(self._archive)
+            yield await self._tx.read(self._archive, self.job)
             return
         async with self._hub.listen(self.job.id) as bell:
             found = await self._from_log(bell)
@@ -108,28 +108,22 @@ class Follower:
 
     async def _look(self, bell: Bell) -> list[Entry]:
         """After a quiet while: is there more in the log, or has the job ended unheard?"""
-        found = await self._from_log(bell)
-        if found:
-            return found
-        try:
-            self.job = await self._tx.read(_reload, self.job)
-        except Unavailable:
-            return []
-        return await self._rest() if self.job.status in TERMINAL else []
+        return await self._from_log(bell) or await self._rest()
 
     async def _rest(self) -> list[Entry]:
         """Everything after the cursor, from the archive, once the row says that the job ended."""
         try:
-            self.job = await self._tx.read(_reload, self.job)
+            self.job, entries = await self._tx.read(self._ended)
         except Unavailable:
             return []
-        if self.job.status not in TERMINAL:
-            return []
-        return await self._tx.read(self._archive)
+        return entries
 
-    def _archive(self, session: Session) -> list[Entry]:
+    def _ended(self, session: Session) -> tuple[Job, list[Entry]]:
+        job = _reload(session, self.job)
+        return job, self._archive(session, job) if job.status in TERMINAL else []
+
+    def _archive(self, session: Session, job: Job) -> list[Entry]:
         """The stored log after the cursor, and the end."""
-        job = self.job
         kept = jobs.content(session, job.id)
         if kept.log is None and job.deltas > 0:
             link = f"/v1/chat/completions/{ids.COMPLETION}{job.id}"
