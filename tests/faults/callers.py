@@ -201,8 +201,8 @@ class Caller:
         error = body.get("error", {})
         if "job_id" in error and error["code"] != DRAINING:
             self.record.accept([error["job_id"]], replayed=False)
-            self.record.reading.ended = error["code"]
-            return True
+            self.record.reading.take_error(error["code"])
+            return self.record.reading.ended is not None
         if _passing(response.status, body):
             return False
         self.record.wrong.append(f"a stream was refused with {response.status}: {body}")

@@ -39,7 +39,7 @@ class Reading:
         elif done:
             self._end(None if self.over else "completed")  # it also follows an error
         elif frame.event == "error":
-            self._take_error(frame.json["error"]["code"])
+            self.take_error(frame.json["error"]["code"])
         elif frame.event is not None:
             self._take_event(frame.event, frame)
         else:
@@ -50,7 +50,8 @@ class Reading:
         self.over = True
         self.ended = how or self.ended
 
-    def _take_error(self, code: str) -> None:
+    def take_error(self, code: str) -> None:
+        """An error, in the stream or instead of it."""
         self._end(None if code in (RESTARTED, DRAINING) else code)
         if code == RESTARTED:
             self.told.append(code)
