@@ -103,12 +103,14 @@ def job_in(session: Session, /, status: JobStatus, **fields: Any) -> Job:
             job = submitted(session, **fields, expires_at=clock.now() - 1)
             assert job in jobs.expire(session, 1_000)
             return job
+    claim = claimed(session, **fields)
+    said = spoken(claim.job)
     outcomes: dict[JobStatus, Outcome] = {
-        JobStatus.COMPLETED: Completed(SAID),
-        JobStatus.FAILED: Failed(FAULT, SAID),
-        JobStatus.CANCELLED: Cancelled(SAID),
+        JobStatus.COMPLETED: Completed(said),
+        JobStatus.FAILED: Failed(FAULT, said),
+        JobStatus.CANCELLED: Cancelled(said),
     }
-    ended = leases.settle(session, claimed(session, **fields).lease, outcomes[status])
+    ended = leases.settle(session, claim.lease, outcomes[status])
     assert ended is not None
     return ended
 

@@ -14,7 +14,7 @@ import httpx
 import openai
 from sqlmodel import Session
 
-from shared import db, keys
+from shared import audit, db, keys
 from tests.fakes.upstream import ScriptedUpstream
 from tests.valkey import free_port
 
@@ -107,7 +107,10 @@ class Process:
 
 
 class Stack:
-    """Database, Valkey and upstream are there; api and worker processes are started at will."""
+    """Database, Valkey and upstream are there; api and worker processes are started at will.
+
+    Whatever becomes of them, every promise of the database holds when they have stopped.
+    """
 
     def __init__(
         self, home: Path, database_url: str, redis_url: str, upstream: ScriptedUpstream
@@ -224,3 +227,11 @@ class Stack:
         if error is not None:
             for process in self._processes:
                 print(f"--- {process.log.name}\n{process.log.read_text()[-6000:]}")
+        self._audit()
+
+    def _audit(self) -> None:
+        """What `sluice doctor --audit` does: every promise of the database holds."""
+        engine = db.connect(self.database_url)
+        report = audit.examine(engine)
+        engine.dispose()
+        assert not report.broken, report.flaws
