@@ -72,17 +72,17 @@ async def accept(
     when the database does not answer.
     """
     if sent is not None and sent.retried and sent.key is None:
-        job = await _sent_before(front, submissions[0], sent)
-        if job is not None:
-            return [job], True
+        earlier = await _sent_before(front, submissions[0], sent)
+        if earlier:
+            return earlier, True
     accepted, again = await _commit(front, submissions, sent)
     if not again:
         _hint(front, submissions)
     return accepted, again
 
 
-async def _sent_before(front: Front, new: Submission, sent: Sent) -> Job | None:
-    """The job of the connection that an SDK gave up; None when there is none, or it is still read.
+async def _sent_before(front: Front, new: Submission, sent: Sent) -> list[Job]:
+    """The jobs of the connection that an SDK gave up; none when it is still read.
 
     Who reads a job renews its presence. What a killed process attended is not renewed, so we watch
     until it is, or until it lapses.
@@ -94,13 +94,13 @@ async def _sent_before(front: Front, new: Submission, sent: Sent) -> Job | None:
             idempotency.earlier, new.account_id, new.key_id, sent, grace_ms=grace_ms
         )
         if found is None:
-            return None
-        job, unread = found
+            return []
+        rows, unread = found
         if unread:
-            return job
-        if watched is not None and watched != (job.id, job.attended_until):
-            return None
-        watched = job.id, job.attended_until
+            return rows
+        if watched is not None and watched != (rows[0].id, rows[0].attended_until):
+            return []
+        watched = rows[0].id, rows[0].attended_until
         await asyncio.sleep(LOOK_EVERY)
 
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import structlog
 
-from shared import background, jobs
+from shared import background, clock, jobs
 from shared.db import Transactions
 from shared.errors import Unavailable
 from shared.lifecycle import TERMINAL
@@ -42,7 +42,7 @@ class Attendance:
     """The readers of this process."""
 
     def __init__(self, tx: Transactions, grace: timedelta) -> None:
-        self.grace_ms = round(grace.total_seconds() * 1000)
+        self.grace_ms = clock.span(grace)
         """Milliseconds a job lives on without readers."""
         self._every = min(RENEW_EVERY, max(1.0, grace.total_seconds() / 3))
         self._tx = tx

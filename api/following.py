@@ -131,7 +131,7 @@ class Follower:
         lines = streams.unpack(kept.log) if kept.log else []
         skipped = max(0, self._seq + 1 - kept.log_first_seq)
         left = lines[skipped:]
-        end_seq = max(job.last_seq, kept.log_first_seq + job.deltas)
+        end_seq = max(_end_of(job), kept.log_first_seq + job.deltas)
         entries = []
         if 0 < self._seq < kept.log_first_seq - 1:  # what this reader saw was said in vain
             again = {"attempt": job.attempt, "discard_from_seq": 1}
@@ -168,7 +168,12 @@ class Follower:
 
 def at_the_end(job: Job, after: int) -> bool:
     """Whether a job has ended and has nothing left for a reader who has seen this number."""
-    return job.status in TERMINAL and after >= job.last_seq > 0
+    return job.status in TERMINAL and after >= _end_of(job)
+
+
+def _end_of(job: Job) -> int:
+    """The number of a job's end; past all of its attempt's when the log could not be asked."""
+    return job.last_seq or job.attempt * streams.ATTEMPT_STRIDE + 1
 
 
 def _reload(session: Session, job: Job) -> Job:

@@ -149,14 +149,19 @@ class EventStream(Response):
                     if loop.time() - sent_at < self._heartbeat:
                         continue
                     frames = PING
-                async with asyncio.timeout(UNREAD_FOR):
-                    await send({"type": "http.response.body", "body": frames, "more_body": True})
+                await _body(send, frames)
                 sent_at = loop.time()
         except StreamFailed as failed:
-            await send({"type": "http.response.body", "body": failed.frames, "more_body": True})
+            await _body(send, failed.frames)
         finally:
             await self._frames.aclose()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await _body(send, b"", more=False)
+
+
+async def _body(send: Send, frames: bytes, *, more: bool = True) -> None:
+    """Send a piece of the body. Raises `TimeoutError` when the client takes no bytes."""
+    async with asyncio.timeout(UNREAD_FOR):
+        await send({"type": "http.response.body", "body": frames, "more_body": more})
 
 
 async def left(receive: Receive) -> None:

@@ -1,6 +1,7 @@
 """Hold a request until its job ends, its time is up, or its client has left."""
 
 import asyncio
+from contextlib import suppress
 
 from fastapi import Request
 from redis.exceptions import RedisError
@@ -9,6 +10,7 @@ from api.following import QUIET, QUIETEST
 from api.front import Front
 from api.sse import left
 from shared import background, jobs, streams
+from shared.errors import Unavailable
 from shared.lifecycle import TERMINAL
 from shared.tables import Job
 
@@ -35,7 +37,8 @@ async def _ended(front: Front, job: Job) -> Job:
     async with front.hub.listen(job.id) as bell:
         while True:
             bell.caught_up()
-            job = await front.tx.read(jobs.find, job.account_id, job.id)
+            with suppress(Unavailable):  # the end waits for the database, as a stream's does
+                job = await front.tx.read(jobs.find, job.account_id, job.id)
             if job.status in TERMINAL or front.draining:
                 return job
             while True:

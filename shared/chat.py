@@ -11,12 +11,11 @@ ENVELOPE: Final = frozenset({"id", "object", "created", "model", "choices", "usa
 class Transcript:
     """What a model has said so far in the `n` choices that were asked for."""
 
-    def __init__(self, n: int = 1) -> None:
+    def __init__(self) -> None:
         self.spoke = False
         """Something was said that a reader cannot unsee: any delta but a role or emptiness."""
         self.characters = 0
         """Letters of content, reasoning, refusals and tool arguments, in all choices."""
-        self._n = n
         self._choices: dict[int, _Choice] = {}
         self._extra: dict[str, Any] = {}
 
@@ -39,12 +38,6 @@ class Transcript:
         for name, value in (extra or {}).items():
             if value is not None and name not in ENVELOPE:
                 self._extra[name] = value
-
-    @property
-    def finished(self) -> bool:
-        """Whether all `n` choices, and any beyond them, have given their finish reason."""
-        reasons = [choice.fields.get("finish_reason") for choice in self._choices.values()]
-        return len(reasons) >= max(1, self._n) and all(reasons)
 
     def choices(self) -> list[dict[str, Any]]:
         """OpenAI's `choices` by index; `finish_reason` is None where the model has not ended."""

@@ -5,6 +5,7 @@ disagree, and nothing here compares the clocks of two of them.
 """
 
 import time
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import BigInteger
@@ -25,6 +26,11 @@ def seconds(moment: int | None) -> int | None:
 def milliseconds(seconds: int | None) -> int | None:
     """A moment from Unix seconds, as OpenAI's wire has them."""
     return None if seconds is None else seconds * 1000
+
+
+def span(time: timedelta) -> int:
+    """A span of time in milliseconds."""
+    return time // timedelta(milliseconds=1)
 
 
 class database_now(FunctionElement[int]):  # noqa: N801  (reads as the SQL function it is)

@@ -7,7 +7,11 @@ from urllib.parse import parse_qsl, urlsplit
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+)
 from redis.backoff import NoBackoff
 
 SOCKET_TIMEOUT: Final = 5.0
@@ -43,6 +47,14 @@ class _Master(_Plain, SentinelManagedConnection):
     pass
 
 
+class _Masters(SentinelConnectionPool, BlockingConnectionPool):
+    """Waits for a free connection, as the pool without Sentinels does, and closes theirs with it."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self.sentinel_manager.aclose()
+
+
 PLAIN: Final[dict[type[AbstractConnection], type[AbstractConnection]]] = {
     Connection: _Tcp,
     SSLConnection: _Tls,
@@ -55,7 +67,7 @@ def open_redis(url: str, *, connections: int = 64) -> Redis:
     `sentinel://host:port;sentinel://host:port/0?master_name=NAME` asks Sentinels for the master.
     """
     if url.startswith("sentinel"):
-        return _master(url)
+        return _master(url, connections)
     pool = BlockingConnectionPool.from_url(
         url, max_connections=connections, timeout=SOCKET_TIMEOUT, **OPTIONS
     )
@@ -63,12 +75,13 @@ def open_redis(url: str, *, connections: int = 64) -> Redis:
     return Redis.from_pool(pool)
 
 
-def _master(url: str) -> Redis:
+def _master(url: str, connections: int) -> Redis:
     """The master that the Sentinels of a URL in kombu's spelling name."""
     address, _, query = url.partition("?")
     nodes = [urlsplit(node) for node in address.split(";")]
     sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
-        [(node.hostname or "localhost", node.port or 26379) for node in nodes]
+        [(node.hostname or "localhost", node.port or 26379) for node in nodes],
+        sentinel_kwargs=OPTIONS,
     )
     master: Redis = sentinel.master_for(
         dict(parse_qsl(query)).get("master_name", "mymaster"),
@@ -76,6 +89,9 @@ def _master(url: str) -> Redis:
         username=nodes[-1].username,
         password=nodes[-1].password,
         connection_class=_Master,
+        connection_pool_class=_Masters,
+        max_connections=connections,
+        timeout=SOCKET_TIMEOUT,
         **OPTIONS,
     )
     return master

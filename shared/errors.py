@@ -149,7 +149,7 @@ class RateLimited(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """The database or Redis is away; nothing was accepted."""
+    """The database or Redis is away."""
 
     status, code, retryable = 503, "service_unavailable", True
 

@@ -92,8 +92,8 @@ def _rows(session: Session, job_ids: list[str]) -> list[Job]:
 
 def earlier(
     session: Session, account_id: str, key_id: str | None, sent: Sent, *, grace_ms: int
-) -> tuple[Job, bool] | None:
-    """The job that an SDK's request became when it was sent before, and whether nobody reads it.
+) -> tuple[list[Job], bool] | None:
+    """The jobs that an SDK's request became when it was sent before, and whether nobody reads them.
 
     Several alike are taken newest first, those that nobody reads before the others. A job is read
     while its `attended_until` is further away than the grace, which begins when a reader leaves.
@@ -111,4 +111,8 @@ def earlier(
     )
     newest = alike.order_by(unread.desc(), col(Job.id).desc()).limit(1)
     found = session.exec(newest).first()
-    return None if found is None else (found[0], bool(found[1]))
+    if found is None:
+        return None
+    job, free = found
+    whole = alike.where(col(Job.request_id) == job.request_id).order_by(col(Job.id))
+    return [each for each, _ in session.exec(whole)], bool(free)

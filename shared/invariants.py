@@ -52,7 +52,7 @@ LAST: Final[Mapping[str, frozenset[str | None]]] = {
     JobStatus.COMPLETED: frozenset({"completed"}),
     JobStatus.FAILED: AGAIN | {"failed"},
     JobStatus.CANCELLED: AGAIN | {"cancelled"},
-    JobStatus.EXPIRED: AGAIN,
+    JobStatus.EXPIRED: frozenset(),
 }
 """Outcomes that the last attempt of a job in this status may have; None: it is under way."""
 

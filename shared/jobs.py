@@ -271,7 +271,8 @@ def overdue(session: Session, limit: int) -> list[Job]:
     for job in session.exec(due.limit(limit)).all():
         session.refresh(job, with_for_update=True)
         if job.status == JobStatus.QUEUED:
-            job = move(session, job.id, JobStatus.EXPIRED, error=fault)
+            to = JobStatus.CANCELLED if job.attempt else JobStatus.EXPIRED
+            job = move(session, job.id, to, error=fault)
         elif job.status == JobStatus.IN_PROGRESS:
             job.cancel_requested_at, job.error = clock.now(), fault
             session.flush()
@@ -281,12 +282,14 @@ def overdue(session: Session, limit: int) -> list[Job]:
 
 def expire(session: Session, limit: int) -> list[Job]:
     """End the jobs whose deadline passed before they could start; returns them."""
-    overdue = select(col(Job.id)).where(
-        col(Job.status) == JobStatus.QUEUED.value, col(Job.expires_at) <= database_now()
+    due = select(col(Job.id)).where(
+        col(Job.status) == JobStatus.QUEUED.value,
+        col(Job.expires_at) <= database_now(),
+        col(Job.attempt) == 0,
     )
     fault = Fault(504, "job_expired", "server_error", "Its deadline passed before it could start.")
     ended = []
-    for job_id in session.exec(overdue.limit(limit)).all():
+    for job_id in session.exec(due.limit(limit)).all():
         try:
             ended.append(move(session, job_id, JobStatus.EXPIRED, error=asdict(fault)))
         except IllegalTransition:
@@ -327,7 +330,11 @@ def startable() -> list[ColumnElement[bool]]:
     return [
         col(Job.status) == JobStatus.QUEUED.value,
         or_(col(Job.run_at).is_(None), col(Job.run_at) <= database_now()),
-        or_(col(Job.expires_at).is_(None), col(Job.expires_at) > database_now()),
+        or_(
+            col(Job.expires_at).is_(None),
+            col(Job.expires_at) > database_now(),
+            col(Job.attempt) > 0,
+        ),
     ]
 
 

@@ -11,7 +11,7 @@ def lead(session: Session, role: str, holder: str, seen: tuple[str, int] | None)
     """Hold a role, renew it, or take it over from a holder last seen at `seen`.
 
     Returns who holds it and in which term. The caller passes `seen` only after it has watched
-    that holder stand still for a whole lease on its own monotonic clock.
+    that holder stand still for long enough on its own monotonic clock.
     """
     now = session.get(Leader, role)
     if now is None:
@@ -27,10 +27,10 @@ def lead(session: Session, role: str, holder: str, seen: tuple[str, int] | None)
             col(Leader.holder) == now.holder,
             col(Leader.terms) == now.terms,
         )
-        taken = taken.values(holder=holder, terms=now.terms + 1).returning(col(Leader.role))
         # Left alone, `now` would say what we wished for, not what came of it.
-        if session.execute(taken, execution_options={"synchronize_session": False}).first():
-            session.refresh(now)
+        taken = taken.values(holder=holder, terms=now.terms + 1)
+        session.execute(taken, execution_options={"synchronize_session": False})
+        session.refresh(now)
     return now.holder, now.terms
 
 

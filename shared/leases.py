@@ -6,7 +6,6 @@ The protocol is `docs/adr/0001`: the attempt number is the fence, the worker's r
 import socket
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, case, exists, func, or_, update
@@ -221,9 +220,9 @@ def _move(session: Session, lease: Lease, outcome: Outcome) -> Job:
         case Cancelled():
             return end(JobStatus.CANCELLED, **_progress(said))
         case Retry(after=after):
-            again = jobs.requeued("retry_backoff", after_ms=_milliseconds(after))
+            again = jobs.requeued("retry_backoff", after_ms=clock.span(after))
         case HandedBack(after=after):
-            again = jobs.requeued("waiting_for_worker", after_ms=_milliseconds(after))
+            again = jobs.requeued("waiting_for_worker", after_ms=clock.span(after))
             again["forgiven"] = col(Job.forgiven) + 1
     return _queue_again(session, lease, said, again)
 
@@ -236,10 +235,6 @@ def _queue_again(session: Session, lease: Lease, said: Said, columns: dict[str, 
     except IllegalTransition:
         stopped = JobStatus.CANCELLED
         return jobs.move(session, lease.job_id, stopped, asked, held=lease, **_progress(said))
-
-
-def _milliseconds(span: timedelta) -> int:
-    return round(span.total_seconds() * 1000)
 
 
 def _progress(said: Said) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from shared.outcomes import Said
 from shared.tables import Job, Worker
 
 PROBATION_MS = 10_000
-"""Milliseconds per loss that a suspect runs before others are let in beside it."""
+"""Milliseconds per loss that a suspect runs unharmed before others are let in beside it."""
 
 
 def rescue(session: Session, limit: int) -> list[Job]:
@@ -90,11 +90,14 @@ class Suspects(NamedTuple):
     """One was let in, and has not shown yet that it is harmless."""
 
 
-def suspects(session: Session, *, stale_ms: int, limit: int) -> Suspects:
-    """Which suspects wait; a hint older than `stale_ms` is presumed lost."""
+def suspects(session: Session, *, stale_ms: int, lease_ms: int, limit: int) -> Suspects:
+    """Which suspects wait; a hint older than `stale_ms` is presumed lost.
+
+    A death shows only when the lease has run out, `lease_ms` later.
+    """
     suspected = [col(Job.losses) > 0, col(Job.completed_at).is_(None), leases.suspect()]
     hinted = col(Job.hinted_at) >= database_now() - stale_ms
-    new = col(Job.started_at) > database_now() - PROBATION_MS * col(Job.losses)
+    new = col(Job.started_at) > database_now() - lease_ms - PROBATION_MS * col(Job.losses)
     waiting = (
         select(Job)
         .where(*suspected, *jobs.startable(), or_(col(Job.hinted_at).is_(None), ~hinted))

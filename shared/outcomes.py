@@ -1,4 +1,4 @@
-"""How an attempt ended: a value that `jobs.settle` writes down."""
+"""How an attempt ended: a value that `leases.settle` writes down."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import delete, exists, tuple_, update
 from sqlmodel import Session, col, select
 
-from shared import idempotency, streams
+from shared import clock, idempotency, streams
 from shared.clock import database_now
 from shared.db import Transactions
 from shared.errors import Unavailable
@@ -49,7 +49,7 @@ async def enforce(
 
 
 async def _repeat(tx: Transactions, redis: Redis, step: Step, kept_for: timedelta) -> None:
-    older_than = round(kept_for.total_seconds() * 1000)
+    older_than = clock.span(kept_for)
     done, reported = 0, time.monotonic()
     while True:
         began = time.monotonic()

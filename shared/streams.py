@@ -19,6 +19,8 @@ RUNNING_TTL_MS: Final = 3 * 3600 * 1000
 """How long a log outlives its last append while its job runs."""
 ENDED_TTL_MS: Final = 3600 * 1000
 """How long it stays after the end; then the archive in the database serves."""
+ATTEMPT_STRIDE: Final = 1_000_000
+"""How far an attempt's numbers are from the last one's when its log does not tell."""
 PROMPTLY: Final = 0.4
 """Seconds an answer waits for what it can do without; some ask twice, and all leave within one."""
 
@@ -28,14 +30,18 @@ DELTAS: Final = b"d"
 END: Final = b"e"
 
 # Appends, sets the expiry and rings the bell. Answers 1, 0 when a later attempt has written
-# (fenced), or 2 when this very entry is there already: its last answer was lost.
+# (fenced), or 2 when this very entry is there already: its last answer was lost. What Redis refuses
+# for its own reasons (no memory, no master) is an error.
 APPEND: Final = """
 local added = redis.pcall('XADD', KEYS[1], ARGV[1], 'd', ARGV[2])
 if type(added) == 'table' and added.err then
   local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
   if not last then return redis.error_reply(added.err) end
-  if string.match(last[1], '^%d+') == string.match(ARGV[1], '^%d+') then return 2 end
-  return 0
+  local attempt, seq = string.match(last[1], '^(%d+)-(%d+)$')
+  local ours, number = string.match(ARGV[1], '^(%d+)-(%d+)$')
+  if tonumber(attempt) > tonumber(ours) then return 0 end
+  if attempt == ours and tonumber(seq) >= tonumber(number) then return 2 end
+  return redis.error_reply(added.err)
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PUBLISH', KEYS[1], ARGV[1] .. ' ' .. ARGV[2])

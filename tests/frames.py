@@ -1,6 +1,6 @@
 """A strict reader of our event streams: what a real parser might stumble over fails a test."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,3 +69,9 @@ def _frame(text: str) -> Frame:
         data=fields["data"],
         retry=int(fields["retry"]) if "retry" in fields else None,
     )
+
+
+def text_of(seen: Iterable[Frame]) -> str:
+    """What chunks, or native deltas, say."""
+    choices = [choice for frame in seen for choice in (frame.json or {}).get("choices", [])]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)

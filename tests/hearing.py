@@ -35,8 +35,8 @@ class Heard:
         reported = [delta.usage for delta in self.deltas if delta.usage]
         return reported[-1] if reported else None
 
-    def choices(self, n: int = 1) -> list[dict[str, Any]]:
-        transcript = Transcript(n)
+    def choices(self) -> list[dict[str, Any]]:
+        transcript = Transcript()
         for delta in self.deltas:
             transcript.add(delta.choices, delta.extra)
         return transcript.choices()

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from sqlalchemy.engine import make_url
@@ -155,12 +154,7 @@ class Link:
         self._run(self._listen)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._run(self._cut)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(WITHIN)

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx
@@ -214,19 +213,13 @@ class Stack:
     def __enter__(self) -> "Stack":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for client in self._clients:
             client.close()
         for process in reversed(self._processes):
             process.stop()
-        if error is not None:
-            for process in self._processes:
-                print(f"--- {process.log.name}\n{process.log.read_text()[-6000:]}")
+        for process in self._processes:  # shown with a test that failed
+            print(f"--- {process.log.name}\n{process.log.read_text()[-6000:]}")
         self._audit()
 
     def _audit(self) -> None:

@@ -147,7 +147,6 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
     """Call the upstream and pass on what it says, to the end. Raises `ServiceError`."""
     job = running.claim.job
     request = orjson.loads(running.claim.request)
-    running.transcript = Transcript(n=request.get("n") or 1)
     if job.cancel_requested_at is not None:
         return Cancelled()
     every = 0.0 if job.stream else UNREAD_EVERY
@@ -185,13 +184,15 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
 async def _said_before(bench: Bench, running: Running) -> Said | None:
     """What a reader has seen of the attempt before this one; None when that had not spoken."""
     entries = streams.newest(await streams.read(bench.redis, running.claim.job.id))
-    spoken = [entry for entry in entries if entry.kind == streams.DELTAS]
-    if not spoken:
-        return None
-    lines = [line for entry in spoken for line in entry.deltas]
+    logged = [entry for entry in entries if entry.kind == streams.DELTAS]
+    lines = [line for entry in logged for line in entry.deltas]
+    heard = Transcript()
     for chunk in map(orjson.loads, lines):
-        running.transcript.add(chunk.get("choices") or [], chunk)
-    return _kept(running, lines, spoken[0].first_seq)
+        heard.add(chunk.get("choices") or [], chunk)
+    if not heard.spoke:
+        return None
+    running.transcript = heard
+    return _kept(running, lines, logged[0].first_seq)
 
 
 def _take(running: Running, batch: list[Delta]) -> None:

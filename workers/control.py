@@ -1,4 +1,4 @@
-"""The loops that keep the queue honest, run by one elected process: sweep, rescue, expire, abandon.
+"""The loops that keep the queue honest, run by one elected process: sweep, rescue, expire, stop.
 
 They need the database, not Redis; whoever holds the leader's row runs them, and every step is
 guarded by the rows, so that two leaders at once would only do the same work twice.
@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlmodel import Session
 
-from shared import background, endings, ids, jobs, leadership, leases, losses
+from shared import background, clock, endings, ids, jobs, leadership, leases, losses, streams
 from shared.db import Transactions
 from shared.errors import Unavailable
 from shared.lifecycle import Lane
@@ -91,14 +91,19 @@ class Control:
         self._redis = redis
         self._me = ids.prefixed("ctl_")
         self._ttl = settings.lease_ttl.total_seconds()
-        self._hint_ttl = round(settings.hint_ttl.total_seconds() * 1000)
+        self._hint_ttl = clock.span(settings.hint_ttl)
         self._leader = Stillness()
         self._workers = Stillness()
         self._rival: tuple[str, int] | None = None
         self._away_at = -READERS_ARE_BACK
         """When the database was last found away."""
         self._hints = Hints(celery, self._lost)
-        self._probation = Probation(tx, self._hint, stale_ms=self._hint_ttl)
+        self._probation = Probation(
+            tx,
+            self._hint,
+            stale_ms=self._hint_ttl,
+            lease_ms=clock.span(settings.lease_ttl),
+        )
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
 
@@ -170,7 +175,8 @@ class Control:
         """Send the hints that are missing, within the window, and again those that were lost."""
         window = self._settings.hint_window
         try:
-            depth = int(await self._redis.llen(queue_key(lane.value)))
+            async with streams.promptly():
+                depth = int(await self._redis.llen(queue_key(lane.value)))
             # New jobs may keep the window full for ever, so it is a little wider for these.
             lost = await self._vanished(lane, window + max(1, window // 10) - depth)
         except (RedisError, OSError):

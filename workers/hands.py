@@ -48,8 +48,8 @@ class Hands:
         for running in self.running.values():
             running.stop(why)
 
-    def finished(self) -> list[str]:
-        """Jobs with an outcome that only waits to be settled, on whatever lease we are."""
+    def unfenced(self) -> list[str]:
+        """Jobs that count on us; those of a lease we gave up only wait to be settled."""
         return [job_id for job_id, running in self.running.items() if running.why != "fenced"]
 
     def compare(self, held: Sequence[Held]) -> None:

@@ -147,7 +147,7 @@ class Heartbeat:
         unknown = self._hands.unknown()
         self._hands.compare(held)
         while self._former:
-            await self._tx(leases.succeed, self._former[0], worker_id, self._hands.finished())
+            await self._tx(leases.succeed, self._former[0], worker_id, self._hands.unfenced())
             del self._former[0]
         if unknown:
             log.warning("handed_back_unknown", jobs=[one.job_id for one in unknown])

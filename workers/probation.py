@@ -19,10 +19,11 @@ class Probation:
         hint: Callable[[Lane, Sequence[str]], Awaitable[None]],
         *,
         stale_ms: int,
+        lease_ms: int,
     ) -> None:
         self._tx = tx
         self._hint = hint
-        self._stale_ms = stale_ms
+        self._times = {"stale_ms": stale_ms, "lease_ms": lease_ms}
         self._size = 1
         self._group: set[str] = set()
 
@@ -32,7 +33,7 @@ class Probation:
 
     async def turn(self) -> None:
         """Let the next group in, once nobody is on probation."""
-        found = await self._tx.read(losses.suspects, stale_ms=self._stale_ms, limit=MOST)
+        found = await self._tx.read(losses.suspects, **self._times, limit=MOST)
         if found.on_probation or not found.waiting:
             return
         # Those that wait again, their hint lost or their worker on its way out, have shown nothing.

@@ -17,7 +17,6 @@ from shared import background, streams
 
 log = structlog.get_logger()
 
-ATTEMPT_STRIDE = 1_000_000
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between tries while Redis is away."""
 
@@ -108,9 +107,9 @@ class JobLog:
         if 0 in answers:
             self.drop()
             self.on_fenced()
-        elif self._pending:
+        elif self._pending or self._unsent:  # it came while these were on their way
             self.wake()
-        elif not self._unsent:
+        else:
             self._idle.set()
 
     @property
@@ -172,7 +171,7 @@ class Publisher:
             attempt,
             streams.marker_payload(kind, fields),
             # A log that was lost with Redis must not make the numbers shrink.
-            otherwise=(attempt - 1) * ATTEMPT_STRIDE,
+            otherwise=(attempt - 1) * streams.ATTEMPT_STRIDE,
             ttl_ms=streams.RUNNING_TTL_MS,
         )
         return JobLog(self, job_id, attempt, seq=seq, every=every) if seq >= 0 else None

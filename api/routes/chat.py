@@ -19,7 +19,7 @@ from api.wire.objects import completion, completion_path, fault, job_object
 from api.wire.openapi import submission_of
 from api.wire.prefer import Prefer, parse_prefer
 from shared import ids, jobs
-from shared.errors import Fault, SyncWaitExceeded
+from shared.errors import Fault, SyncWaitExceeded, Unavailable
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.tables import Job
 
@@ -49,10 +49,13 @@ async def create(request: Request, front: FrontDep, caller: AuthorizedCaller) ->
         stop_after=parse_cancel_after(request.headers.get("cancel-after")),
     )
     [job], again = await accept(front, [new], parse_sent(request, raw))
-    if asked.stream:
-        response = await stream(front, job, after=FROM_START, anew=again)
-    else:
-        response = await _held(request, front, job, prefer, background, again)
+    try:
+        if asked.stream:
+            response = await stream(front, job, after=FROM_START, anew=again)
+        else:
+            response = await _held(request, front, job, prefer, background, again)
+    except Unavailable as error:  # accepted all the same: nobody should send it once more
+        response = _refused(Fault.of(error), job)
     return replayed(response, again)
 
 

@@ -1,5 +1,6 @@
 """The native view: submit one job or a thousand, list, look closely, follow, cancel."""
 
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -20,7 +21,7 @@ from api.wire.objects import attempt_object, job_object, list_object
 from api.wire.openapi import submission_of
 from api.wire.queries import JobFilters, parse_query, parse_starting_after
 from shared import clock, ids, jobs, listing
-from shared.errors import ServiceError
+from shared.errors import ServiceError, Unavailable
 from shared.tables import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -50,7 +51,9 @@ async def submit(request: Request, front: FrontDep, caller: AuthorizedCaller) ->
     if isinstance(raw, list):
         views = list_object([job_object(job) for job in rows])
         return replayed(json_response(views, status=202), again)
-    position = await front.tx.read(jobs.position, rows[0])
+    position = None
+    with suppress(Unavailable):  # accepted all the same
+        position = await front.tx.read(jobs.position, rows[0])
     headers = {**job_headers(rows[0]), "location": f"/v1/jobs/{ids.JOB}{rows[0].id}"}
     view = job_object(rows[0], position=position)
     return replayed(json_response(view, status=202, headers=headers), again)

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from tests.fakes.upstream import Say
-from tests.frames import Frame, frames
+from tests.frames import Frame, frames, text_of
 from tests.stack import Stack, eventually
 from tests.valkey import Valkey, free_port
 
@@ -15,12 +15,6 @@ WORDS = [f" word{number}" for number in range(150)]
 TEXT = "".join(WORDS)
 SLOWLY = Say(pieces=WORDS, every=0.02)
 REQUEST = {"model": "test", "messages": [{"role": "user", "content": "Talk"}]}
-
-
-def text_of(seen: list[Frame]) -> str:
-    """What the chunks of a stream say."""
-    choices = [choice for frame in seen if frame.json for choice in frame.json.get("choices", [])]
-    return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
 def stored_text(http: httpx.Client, job_id: str) -> str | None:

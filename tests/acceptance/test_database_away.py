@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fakes.upstream import Say, WaitFor
-from tests.frames import Frame, frames
+from tests.fakes.upstream import Say, Stall, WaitFor
+from tests.frames import Frame, frames, text_of
 from tests.proxy import Link, through
 from tests.stack import Stack, eventually
 
@@ -60,12 +60,6 @@ def follow(http: httpx.Client, seen: list[Frame]) -> str:
         return response.headers["x-job-id"]
 
 
-def words_in(seen: list[Frame]) -> str:
-    """What the chunks so far say."""
-    choices = [choice for frame in seen if frame.json for choice in frame.json.get("choices", [])]
-    return "".join(choice["delta"].get("content") or "" for choice in choices)
-
-
 @pytest.mark.parametrize("how", [Link.cut, Link.hang])
 def test_without_the_database_streams_go_on_and_nothing_is_lost(
     stack: Stack, link: Link, how: Callable[[Link], None]
@@ -79,30 +73,52 @@ def test_without_the_database_streams_go_on_and_nothing_is_lost(
 
     with ThreadPoolExecutor() as pool:
         reading = pool.submit(follow, patient, seen)
-        eventually(lambda: words_in(seen) == "before")
+        held = pool.submit(patient.post, PATH, json=REQUEST)
+        eventually(lambda: text_of(seen) == "before" and len(stack.upstream.calls) == 2)
         how(link)
         go_on.set()
         refused = [
             *pool.map(lambda _: http.post(PATH, json=REQUEST), range(5)),
             http.get("/v1/jobs"),
         ]
-        eventually(lambda: words_in(seen) == "before meanwhile")
+        eventually(lambda: text_of(seen) == "before meanwhile")
         assert not reading.done()
         link.mend()
         job_id = reading.result(30)
+        answered = held.result(30)
 
     for response in refused:
         assert response.status_code == 503
         assert int(response.headers["retry-after"]) >= 1
         assert response.json()["error"]["code"] == "service_unavailable"
-    assert words_in(seen) == "before meanwhile"
+    assert text_of(seen) == "before meanwhile"
     assert seen[-1].data == "[DONE]"
+    assert answered.json()["choices"][0]["message"]["content"] == "before meanwhile"
     job = eventually(lambda: completed(http, job_id))
     assert job["attempt"] == 1
-    assert len(stack.upstream.calls) == 1
+    assert len(stack.upstream.calls) == 2
     again = submit(http)
     assert eventually(lambda: completed(http, again), 30)
-    assert len(http.get("/v1/jobs").json()["data"]) == 2
+    assert len(http.get("/v1/jobs").json()["data"]) == 3
+
+
+def test_who_was_accepted_is_not_told_to_ask_again(stack: Stack, link: Link) -> None:
+    """A held request whose time is up while nobody can look at its job: its caller has the id."""
+    stack.upstream.script("test", Stall())
+    http = stack.up().http()
+
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(http.post, PATH, json=REQUEST, headers={"prefer": "wait=3"})
+        eventually(lambda: stack.upstream.calls)
+        link.cut()
+        answer = held.result(30)
+        link.mend()
+
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "false")
+    job_id = answer.json()["error"]["job_id"]
+    assert answer.headers["x-job-id"] == job_id
+    cancelled = eventually(lambda: stack.http().post(f"/v1/jobs/{job_id}/cancel").is_success, 30)
+    assert cancelled
 
 
 def test_lost_answers_to_commits_do_nothing_twice(stack: Stack, link: Link) -> None:

@@ -83,6 +83,19 @@ def test_an_array_is_accepted_once(service: Stack, key: str) -> None:
     assert len(jobs_of(service, key)) == 5
 
 
+def test_an_sdks_repetition_of_an_array_finds_all_its_jobs(service: Stack, key: str) -> None:
+    """Without a key, as they send it; in the same order."""
+    http, many = service.http(key), [request(f"Job {number}") for number in range(3)]
+
+    first, again = (
+        http.post("/v1/jobs", json=many, headers={"x-stainless-retry-count": count}).json()["data"]
+        for count in ("0", "1")
+    )
+
+    assert [job["id"] for job in again] == [job["id"] for job in first]
+    assert len(jobs_of(service, key)) == 3
+
+
 @pytest.fixture
 def second_url(service: Stack) -> Iterator[str]:
     """Another api process beside the service's own."""

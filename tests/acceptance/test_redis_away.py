@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from tests.fakes.upstream import Say, WaitFor
-from tests.frames import Frame, frames
+from tests.frames import frames, text_of
 from tests.stack import Stack, eventually
 from tests.valkey import Valkey
 
@@ -59,12 +59,6 @@ def status_of(http: httpx.Client, job_id: str) -> str:
     return status
 
 
-def text_of(seen: list[Frame]) -> str:
-    """What the chunks of a stream say."""
-    choices = [choice for frame in seen if frame.json for choice in frame.json.get("choices", [])]
-    return "".join(choice["delta"].get("content") or "" for choice in choices)
-
-
 @pytest.mark.parametrize("how", ["stopped", "frozen"])
 def test_without_redis_all_but_the_words_goes_on(
     stack: Stack, redis_server: Valkey, how: str
@@ -106,6 +100,10 @@ def test_without_redis_all_but_the_words_goes_on(
     assert whole == TEXT
     eventually(lambda: status_of(http, running) == "cancelled", 20)
     assert status_of(http, accepted[3]) == "cancelled"
+    events = f"/v1/jobs/{accepted[3]}/events"
+    end = list(frames(iter([http.get(events).content])))[-1]
+    assert end.event == "job.cancelled"
+    assert http.get(events, headers={"last-event-id": str(end.id)}).status_code == 204
     assert len(stack.upstream.calls_of("test")) == 5
     assert len(stack.upstream.calls_of("test-1")) == 1
 

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.fakes.upstream import Say, WaitFor
-from tests.frames import Frame, frames
+from tests.frames import Frame, frames, text_of
 from tests.stack import Process, Stack, eventually
 from tests.valkey import free_port
 
@@ -73,12 +73,6 @@ def http(service: Stack, leaving: Leaving) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {service.key}"}
     with httpx.Client(base_url=leaving.url, headers=headers, timeout=60) as client:
         yield client
-
-
-def text_of(seen: list[Frame]) -> str:
-    """What chunks, or native deltas, say."""
-    choices = [choice for frame in seen for choice in (frame.json or {}).get("choices", [])]
-    return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
 def says_three(reading: Iterator[Frame]) -> list[Frame]:

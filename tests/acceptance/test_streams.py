@@ -22,7 +22,7 @@ from tests.fakes.upstream import (
     Wait,
     WaitFor,
 )
-from tests.frames import Frame, frames
+from tests.frames import Frame, frames, text_of
 from tests.stack import Stack, eventually
 
 WORDS = "one two three four five"
@@ -68,12 +68,6 @@ def read(response: httpx.Response) -> list[Frame]:
     seen = list(frames(response.iter_raw()))
     assert [frame.retry for frame in seen[1:]] == [None] * (len(seen) - 1)
     return [replace(frame, retry=None) for frame in seen]
-
-
-def text_of(seen: list[Frame]) -> str:
-    """What the chunks of a stream say."""
-    choices = [choice for frame in seen for choice in (frame.json or {}).get("choices", [])]
-    return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
 def submitted(http: httpx.Client, **more: Any) -> str:
@@ -416,7 +410,8 @@ def held_too_long(http: httpx.Client) -> str:
 
 def test_a_stream_lives_by_its_readers(stack: Stack) -> None:
     """One that was left is cancelled after the grace. One that was told to go on does, and so do
-    one whose reader came back and one whose caller was promised so by a 504."""
+    one whose reader came back and one whose caller was promised so by a 504. Held requests are as
+    streams in this."""
     stack.environment["SLUICE_DISCONNECT_GRACE"] = "PT1S"
     http, go = stack.up().http(), threading.Event()
     stack.upstream.script("test", Say("one two"), WaitFor(go), Say(" three"))
@@ -427,9 +422,13 @@ def test_a_stream_lives_by_its_readers(stack: Stack) -> None:
             return response.headers["x-job-id"]
 
     abandoned, told, returned = left(), left(on_disconnect="continue"), left()
+    with pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/chat/completions", json=REQUEST, timeout=0.5)
+    unheld = http.get("/v1/jobs", params={"limit": 1}).json()["data"][0]["id"]
     promised = held_too_long(http)
     with taken_up(http, returned) as response:
-        eventually(lambda: job_of(http, abandoned)["status"] == "cancelled", 15)
+        for each in (abandoned, unheld):
+            eventually(lambda: job_of(http, each)["status"] == "cancelled", 15)  # noqa: B023
         stack.upstream.wait_until(lambda up: up.calls[0].finished == "closed_by_client")
         statuses = [job_of(http, each)["status"] for each in (told, returned, promised)]
         go.set()

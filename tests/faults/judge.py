@@ -80,9 +80,10 @@ def _stored(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("wrong", f"{job.id} ({record.form}) {job.status}: {job.error}")
 
 
-def _may_fail(record: Record, _: Kept) -> bool:
+def _may_fail(record: Record, kept: Kept) -> bool:
     """What a reader has seen of a plain stream cannot be said again."""
-    return record.live and record.streamed
+    tried_enough = kept.job.attempt - kept.job.forgiven >= kept.job.max_attempts
+    return record.live and record.streamed and (bool(kept.text) or tried_enough)
 
 
 def _may_be_cancelled(record: Record, _: Kept) -> bool:

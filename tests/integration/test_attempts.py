@@ -9,6 +9,7 @@ from sqlmodel import Session
 
 from shared import jobs, leases, streams
 from tests.fakes.upstream import (
+    Chunk,
     End,
     Finish,
     Reasoning,
@@ -56,6 +57,17 @@ async def test_a_failure_before_the_first_word_is_tried_again(shop: Shop) -> Non
     assert (row.status, row.attempt) == ("completed", 2)
     assert [each.outcome for each in await shop.tries(job)] == ["retry", "completed"]
     assert len(shop.upstream.calls_of("test")) == 2
+
+
+async def test_a_role_is_no_word(shop: Shop) -> None:
+    """Nothing was said yet, so the next attempt may say it."""
+    role = Chunk({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+    shop.upstream.script_calls("test", [role, Reset()], [Say("There.")])
+    job = await shop.submit(stream=True)
+    row = await shop.run_to_the_end(job)
+
+    assert (row.status, row.error) == ("completed", None)
+    assert [each.outcome for each in await shop.tries(job)] == ["retry", "completed"]
 
 
 async def test_a_broken_stream_that_is_read_live_fails(shop: Shop) -> None:

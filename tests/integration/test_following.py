@@ -281,6 +281,44 @@ async def test_a_slow_reader_is_sent_to_the_log(desk: Desk) -> None:
     assert numbers(found) == list(range(1, BUFFER + 51))
 
 
+async def test_an_end_that_comes_while_deltas_are_on_their_way_follows_them(
+    desk: Desk,
+) -> None:
+    """It does not wait for something else to be said."""
+    job_log = await desk.log()
+    await say(job_log, 1)
+    async with asyncio.timeout(5):
+        while desk.publisher.held:
+            await asyncio.sleep(0.01)
+        await desk.redis.client_pause(500)
+        await say(job_log, 1)
+        while desk.publisher.held <= len(delta(1)):  # not yet packed for the way
+            await asyncio.sleep(0.01)
+        await job_log.close(streams.end_payload("completed"))
+
+    last = await streams.last(desk.redis, desk.claim.job.id)
+    assert last is not None
+    assert last.kind == END
+
+
+async def test_what_redis_has_no_room_for_is_kept(desk: Desk) -> None:
+    """A refusal is not the answer that it is there already; with room again, all goes on."""
+    job_log = await desk.log()
+    await say(job_log, 1)
+    async with asyncio.timeout(10):
+        while desk.publisher.held:
+            await asyncio.sleep(0.01)
+        await desk.redis.config_set("maxmemory", 1)
+        await say(job_log, 3)
+        while "errorstat_OOM" not in await desk.redis.info("errorstats"):
+            await asyncio.sleep(0.01)
+        await desk.redis.config_set("maxmemory", 0)
+        await desk.finish(job_log)
+
+    entries = await streams.read(desk.redis, desk.claim.job.id)
+    assert numbers(entries) == [1, 2, 3, 4]
+
+
 async def test_a_lost_end_is_found_in_the_row(desk: Desk) -> None:
     """The worker dies between its commit and the last message."""
     job_log = await desk.log()

@@ -147,7 +147,7 @@ def test_a_doubtful_commit_is_found_again(sessions: Sessions) -> None:
 def found(session: Session, account_id: str, key_id: str | None = None) -> tuple[str, bool] | None:
     """What an SDK's repetition leads to."""
     seen = idempotency.earlier(session, account_id, key_id, FIRST, grace_ms=GRACE)
-    return None if seen is None else (seen[0].id, seen[1])
+    return None if seen is None else (seen[0][0].id, seen[1])
 
 
 def test_an_sdk_finds_the_job_nobody_reads(sessions: Sessions) -> None:
@@ -157,9 +157,9 @@ def test_an_sdk_finds_the_job_nobody_reads(sessions: Sessions) -> None:
         job = session.get_one(Job, read)
         assert found(session, job.account_id) == (read, False)
 
-        [left] = send(session, FIRST, attended_for=GRACE + 20_000)
+        [left] = send(session, FIRST, attended_for=GRACE + 20_000, request_id="req_2")
         jobs.attend(session, [left], GRACE)
-        send(session, FIRST, attended_for=GRACE + 20_000)
+        send(session, FIRST, attended_for=GRACE + 20_000, request_id="req_3")
         assert found(session, job.account_id) == (left, True)
 
 

@@ -129,7 +129,7 @@ QUERIES: dict[str, Callable[[Session, str, str], object]] = {
     "expire": lambda session, *_: jobs.expire(session, 10),
     "abandoned": lambda session, *_: jobs.abandoned(session, 10),
     "rescue": lambda session, *_: losses.rescue(session, 10),
-    "suspects": lambda session, *_: losses.suspects(session, stale_ms=9, limit=10),
+    "suspects": lambda session, *_: losses.suspects(session, stale_ms=9, lease_ms=9, limit=10),
     "beat": lambda session, *_: leases.beat(session, worker(session)),
     "missing": lambda session, *_: leases.missing(session, "interactive", 10),
     "stale": lambda session, *_: leases.stale(session, "interactive", after_ms=9, limit=10),

@@ -16,6 +16,7 @@ from workers.probation import Probation
 
 STALE = 60_000
 """Milliseconds after which a hint is presumed lost."""
+LEASE = 60_000
 
 
 def lose(session: Session, *job_ids: str) -> dict[str, Job]:
@@ -36,12 +37,14 @@ def suspects(session: Session, count: int, **fields: Any) -> list[str]:
 
 def waiting(session: Session) -> list[str]:
     """The suspects that would be let in next."""
-    return [job.id for job in losses.suspects(session, stale_ms=STALE, limit=10).waiting]
+    return [
+        job.id for job in losses.suspects(session, stale_ms=STALE, lease_ms=LEASE, limit=10).waiting
+    ]
 
 
 def on_probation(session: Session) -> bool:
     """Whether one has yet to show that it is harmless."""
-    return losses.suspects(session, stale_ms=STALE, limit=10).on_probation
+    return losses.suspects(session, stale_ms=STALE, lease_ms=LEASE, limit=10).on_probation
 
 
 def test_a_suspect_that_was_alone_is_convicted(sessions: Sessions) -> None:
@@ -109,7 +112,7 @@ def test_a_suspect_that_was_handed_back_is_one_still(sessions: Sessions) -> None
 
 
 def test_probation_lasts_as_long_as_its_losses_ask_for(sessions: Sessions) -> None:
-    """From the hint on, and for ten seconds of work a loss, by the database's clock."""
+    """From the hint on, and for a lease and ten seconds of work a loss, by the database's clock."""
     with sessions() as session:
         [job_id] = suspects(session, 1)
         assert not on_probation(session)
@@ -120,7 +123,7 @@ def test_probation_lasts_as_long_as_its_losses_ask_for(sessions: Sessions) -> No
 
         leases.claim(session, job_id, worker(session))
         assert on_probation(session)
-        session.connection().execute(text("UPDATE jobs SET started_at = started_at - 9000"))
+        session.connection().execute(text("UPDATE jobs SET started_at = started_at - 69000"))
         assert on_probation(session)
         session.connection().execute(text("UPDATE jobs SET started_at = started_at - 1001"))
         assert not on_probation(session)
@@ -168,7 +171,7 @@ async def test_a_group_that_does_no_harm_lets_in_twice_as_many(
 
     with sessions() as session:
         many = suspects(session, 12)
-    probation = Probation(tx, hint, stale_ms=STALE)
+    probation = Probation(tx, hint, stale_ms=STALE, lease_ms=LEASE)
 
     assert await turn() == many[:1]
     assert await turn() == []

@@ -146,12 +146,10 @@ def test_a_message_cut_into_any_deltas_comes_back_whole(
 ) -> None:
     """Several choices at once, tool calls between words, log probabilities: nothing is lost."""
     whole, chunks = case
-    transcript = Transcript(n=len(whole))
+    transcript = Transcript()
     for chunk in chunks:
-        assert not transcript.finished
         transcript.add(chunk)
 
-    assert transcript.finished
     assert transcript.choices() == whole
 
 
@@ -202,19 +200,6 @@ def test_only_what_a_reader_would_see_is_speech(delta: dict[str, Any], spoke: bo
     transcript.add(chosen(delta))
 
     assert transcript.spoke is spoke
-
-
-def test_nothing_is_finished_before_every_choice_is() -> None:
-    """`n` choices were asked for; one that has not begun counts too."""
-    transcript = Transcript(n=2)
-    ended = [transcript.finished]
-    for index in (0, 1):
-        transcript.add(chosen({"content": "a"}, index))
-        ended.append(transcript.finished)
-        transcript.add(chosen({}, index, "stop"))
-        ended.append(transcript.finished)
-
-    assert ended == [False, False, False, False, True]
 
 
 # What servers do differently.

@@ -75,6 +75,8 @@ def broken(error: Exception) -> UpstreamError:
     """The failure behind an exception of the HTTP client; it names no address."""
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return UpstreamDisconnected("The upstream's host name was not found.")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return UpstreamDisconnected("No connection to the upstream: TLS failed.")
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno
         reason = os.strerror(number) if number else type(error.os_error).__name__
