@@ -48,7 +48,7 @@ class _Master(_Plain, SentinelManagedConnection):
 
 
 class _Masters(SentinelConnectionPool, BlockingConnectionPool):
-    """Waits for a free connection, as the pool without Sentinels does, and closes theirs with it."""
+    """Waits for a free connection, as the other pool does; closes those to the Sentinels with it."""
 
     async def aclose(self) -> None:
         await super().aclose()

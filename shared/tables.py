@@ -176,7 +176,7 @@ class Job(SQLModel, table=True):
     attempt: int = 0
     """The fencing token: it only grows, with every claim."""
     forgiven: int = 0
-    """Attempts that do not count against `max_attempts`: handed back, or lost in suspect company."""
+    """Attempts that do not count against `max_attempts`: handed back, or lost among suspects."""
     losses: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     """Attempts whose worker was lost."""
     max_attempts: int = 3
