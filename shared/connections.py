@@ -48,7 +48,7 @@ class _Master(_Plain, SentinelManagedConnection):
 
 
 class _Masters(SentinelConnectionPool, BlockingConnectionPool):
-    """Waits for a free connection, as the other pool does; closes those to the Sentinels with it."""
+    """Waits for a free connection, as the other pool does, and closes the way to the Sentinels."""
 
     async def aclose(self) -> None:
         await super().aclose()
