@@ -12,12 +12,13 @@ from api.deps import Caller
 from api.front import Front
 from api.wire.chat import ChatCompletionRequest
 from api.wire.jobs import JobSubmit
-from shared import clock, idempotency
+from shared import clock, idempotency, prices
 from shared.db import DatabaseUnavailable
 from shared.errors import IdempotencyInFlight
 from shared.idempotency import Sent
 from shared.jobs import Submission
 from shared.lifecycle import Lane
+from shared.prices import Prices
 from shared.tables import Job
 
 LOOK_EVERY: Final = 0.1
@@ -37,7 +38,8 @@ def submission(
     stop_after: int | None = None,
 ) -> Submission:
     """What becomes a job. Raises `ModelNotFound` when the catalogue has no such model."""
-    front.catalog.find(request.model)
+    chain = front.catalog.chain(request.model)
+    body = request.upstream_body(raw)
     asked = request.on_disconnect or ("continue" if background else "cancel")
     planned = request if isinstance(request, JobSubmit) else None
     lane = Lane((planned and planned.lane) or Lane.INTERACTIVE)
@@ -47,7 +49,7 @@ def submission(
         key_id=caller.key_id,
         request_id=request_id,
         model=request.model,
-        body=orjson.dumps(request.upstream_body(raw)),
+        body=orjson.dumps(body),
         lane=lane,
         stream=bool(request.stream),
         include_usage=bool(options and options.include_usage),
@@ -59,6 +61,8 @@ def submission(
         max_attempts=(planned and planned.max_attempts) or front.settings.max_attempts,
         metadata=request.metadata or None,
         hinted=front.window.admits(lane),
+        hold=prices.most(body, chain),
+        prices={model.name: Prices.of(model).snapshot for model in chain},
     )
 
 

@@ -38,6 +38,7 @@ def create(
     from cli import configuration
     from cli.database import transaction
     from shared import clock, keys, ledger
+    from shared.prices import NANO
     from shared.settings import StoreSettings
 
     life = span(expires_in) if expires_in else None
@@ -45,7 +46,7 @@ def create(
     with transaction(configuration.read(StoreSettings)) as session:
         key, text = keys.create(session, account=account, name=name, expires_at=expires_at)
         if credits:
-            ledger.grant(session, key.account_id, credits * ledger.NANO, note="sluice keys create")
+            ledger.grant(session, key.account_id, credits * NANO, note="sluice keys create")
     if as_json:
         typer.echo(json.dumps(_as_object(key, account) | {"api_key": text}))
     else:

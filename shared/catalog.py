@@ -114,6 +114,11 @@ class Catalog(BaseModel):
             )
         return model
 
+    def chain(self, name: str) -> list[Model]:
+        """That model and those it falls back to, in order. Raises `ModelNotFound`."""
+        first = self.find(name)
+        return [first, *(self.models[fallback] for fallback in first.fallbacks)]
+
     def _by_alias(self) -> dict[str, Model]:
         return {alias: model for model in self.models.values() for alias in model.aliases}
 

@@ -27,6 +27,7 @@ ServiceError
     └── WorkerLost 502
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -48,8 +49,11 @@ class ServiceError(Exception):
         retry_after: timedelta | None = None,
         status: int | None = None,
         code: str | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
+        self.details = dict(details or {})
+        """What else goes into the error object, for programs to read."""
         self.message = message
         self.param = param
         self.retry_after = retry_after

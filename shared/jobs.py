@@ -7,10 +7,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, func, or_, update
 from sqlmodel import Session, col, select
 
-from shared import clock, ids
+from shared import clock, ids, ledger
 from shared.clock import database_now, due_at
 from shared.errors import ContentExpired, Fault, IllegalTransition, InvalidRequest, NotFound
 from shared.lifecycle import TERMINAL, JobStatus, Lane, sources
+from shared.prices import Prices
 from shared.tables import Attempt, Job, JobContent, JobMetadata
 
 RANK_LIMIT = 10_000
@@ -49,6 +50,10 @@ class Submission:
     metadata: dict[str, str] | None = None
     hinted: bool = True
     """A hint follows the commit; otherwise the sweep sends it."""
+    hold: int = 0
+    """Nano-credits to set aside: the most it may cost; 0 when it is free."""
+    prices: dict[str, list[str]] | None = None
+    """What each model that may answer it costs now, by name: `Prices.snapshot`."""
     fingerprint: bytes | None = None
     """Of the request, if it may come again by itself; see `shared.idempotency`."""
     job_id: str = field(default_factory=ids.new_id)
@@ -60,7 +65,10 @@ def submit(session: Session, new: Submission) -> Job:
 
 
 def submit_all(session: Session, many: Sequence[Submission]) -> list[Job]:
-    """Accept all of them, or, when one raises, none."""
+    """Accept all of them, or, when one raises, none. Raises `InsufficientCredits`."""
+    holds = {new.job_id: new.hold for new in many if new.hold}
+    if holds:
+        ledger.hold(session, many[0].account_id, holds)
     # With plain values the rows travel together: a thousand take two statements, not thousands.
     now = session.execute(select(database_now())).scalar_one()
     rows = [_row(new, now) for new in many]
@@ -94,6 +102,8 @@ def _row(new: Submission, now: int) -> Job:
         expires_at=new.expires_at,
         stop_at=None if new.stop_after is None else now + new.stop_after,
         attended_until=None if new.attended_for is None else now + new.attended_for,
+        held=new.hold or None,
+        prices=new.prices if new.hold else None,
         job_metadata=new.metadata,
     )
 
@@ -159,11 +169,14 @@ def move(
     to: JobStatus,
     *guards: ColumnElement[bool],
     held: Lease | None = None,
+    bill: str | None = None,
     **columns: Any,
 ) -> Job:
     """Change a job's status, or raise `IllegalTransition` and change nothing.
 
-    One guarded UPDATE: when two race, the database picks the winner.
+    One guarded UPDATE: when two race, the database picks the winner. What was held for a job that
+    ends is released with it; with `bill`, its usage is charged at the price of the model of that
+    name.
     """
     conditions = [
         col(Job.id) == job_id,
@@ -186,7 +199,15 @@ def move(
     ).scalar_one_or_none()
     if moved is None:
         raise IllegalTransition(f"Job {job_id!r} can no longer become {to.value!r}.")
+    if to in TERMINAL and moved.held is not None:
+        moved.cost = ledger.settle(session, moved, _cost(moved, bill))
+        session.flush()
     return moved
+
+
+def _cost(job: Job, bill: str | None) -> int:
+    priced = (job.prices or {}).get(bill or "")
+    return Prices.kept(priced).cost(job.usage or {}) if priced else 0
 
 
 def requeued(reason: str, *, after_ms: int = 0) -> dict[str, Any]:

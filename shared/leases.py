@@ -214,11 +214,11 @@ def _move(session: Session, lease: Lease, outcome: Outcome) -> Job:
     match outcome:
         case Completed():
             # It was faster than its deadline: the error noted then is void.
-            return end(JobStatus.COMPLETED, error=None, **_progress(said))
+            return end(JobStatus.COMPLETED, bill=said.model, error=None, **_progress(said))
         case Failed(fault=fault):
             return end(JobStatus.FAILED, error=asdict(fault), **_progress(said))
         case Cancelled():
-            return end(JobStatus.CANCELLED, **_progress(said))
+            return end(JobStatus.CANCELLED, bill=said.model, **_progress(said))
         case Retry(after=after):
             again = jobs.requeued("retry_backoff", after_ms=clock.span(after))
         case HandedBack(after=after):
@@ -233,13 +233,21 @@ def _queue_again(session: Session, lease: Lease, said: Said, columns: dict[str, 
     try:
         return jobs.move(session, lease.job_id, JobStatus.QUEUED, ~asked, held=lease, **columns)
     except IllegalTransition:
-        stopped = JobStatus.CANCELLED
-        return jobs.move(session, lease.job_id, stopped, asked, held=lease, **_progress(said))
+        return jobs.move(
+            session,
+            lease.job_id,
+            JobStatus.CANCELLED,
+            asked,
+            held=lease,
+            bill=said.model,
+            **_progress(said),
+        )
 
 
 def _progress(said: Said) -> dict[str, Any]:
     return {
         "usage": said.usage,
+        "cost_estimated": said.usage_estimated,
         "deltas": said.deltas,
         "characters": said.characters,
         "last_seq": said.first_seq + said.deltas,

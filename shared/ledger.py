@@ -1,13 +1,23 @@
-"""Credits: the only writer of balances and of the ledger. Integers, in nano-credits."""
+"""Credits: the only writer of balances and of the ledger. Integers, in nano-credits.
+
+What an account can spend is the sum of its entries, always. A hold is set aside in the transaction
+that accepts a job; in the one that ends it the hold is released and what it cost is charged. Both
+exist once per job, by the database's own word.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
 
 from sqlalchemy import update
-from sqlmodel import Session, col
+from sqlmodel import Session, col, select
 
-from shared.tables import Account, LedgerEntry
+from shared.errors import InsufficientCredits
+from shared.prices import NANO
+from shared.tables import Account, Job, LedgerEntry
 
-NANO = 1_000_000_000
-"""Nano-credits in a credit."""
-GRANT = "grant"
+GRANT, HOLD, RELEASE, CHARGE = "grant", "hold", "release", "charge"
+HELD_FOR = timedelta(seconds=5)
+"""After which it is worth asking again when what is missing is only set aside."""
 
 
 def grant(session: Session, account_id: str, nano_credits: int, *, note: str) -> None:
@@ -15,3 +25,63 @@ def grant(session: Session, account_id: str, nano_credits: int, *, note: str) ->
     balance = update(Account).where(col(Account.id) == account_id)
     session.execute(balance.values(credits=col(Account.credits) + nano_credits))
     session.add(LedgerEntry(account_id=account_id, kind=GRANT, credits=nano_credits, note=note))
+
+
+def hold(session: Session, account_id: str, holds: Mapping[str, int]) -> None:
+    """Set aside the most that these jobs may cost, all or none. Raises `InsufficientCredits`."""
+    total = sum(holds.values())
+    enough = update(Account).where(col(Account.id) == account_id, col(Account.credits) >= total)
+    moved = session.execute(
+        enough.values(
+            credits=col(Account.credits) - total, held=col(Account.held) + total
+        ).returning(col(Account.id)),
+        execution_options={"synchronize_session": False},
+    )
+    if moved.first() is None:
+        raise _insufficient(session, account_id, total)
+    session.add_all(
+        LedgerEntry(account_id=account_id, job_id=job_id, kind=HOLD, credits=-nano)
+        for job_id, nano in holds.items()
+    )
+
+
+def _insufficient(session: Session, account_id: str, required: int) -> InsufficientCredits:
+    account = session.get_one(Account, account_id, populate_existing=True)
+    available, held = account.credits, account.held
+    said = f"It may cost {_shown(required)} credits, and {_shown(available)} are available"
+    details = {"required": required / NANO, "available": available / NANO, "held": held / NANO}
+    if available + held >= required:
+        return InsufficientCredits(
+            f"{said}; {_shown(held)} more are set aside for jobs that have not ended.",
+            code="credits_held",
+            retry_after=HELD_FOR,
+            details=details,
+        )
+    return InsufficientCredits(f"{said}.", details=details)
+
+
+def _shown(nano: int) -> str:
+    return f"{nano / NANO:.9f}".rstrip("0").rstrip(".")
+
+
+def settle(session: Session, job: Job, cost: int) -> int:
+    """Release what was held for an ended job and charge what it cost; returns what was charged.
+
+    Called once, by the move that ends the job. More than was held is charged only as far as the
+    account goes: a balance never falls below zero.
+    """
+    if job.held is None:
+        return 0
+    locked = select(Account).where(col(Account.id) == job.account_id).with_for_update()
+    account = session.exec(locked, execution_options={"populate_existing": True}).one()
+    charged = min(cost, job.held + account.credits)
+    account.credits += job.held - charged
+    account.held -= job.held
+    entries = {RELEASE: job.held, CHARGE: -charged}
+    session.add_all(
+        LedgerEntry(account_id=job.account_id, job_id=job.id, kind=kind, credits=nano)
+        for kind, nano in entries.items()
+        if nano
+    )
+    session.flush()
+    return charged

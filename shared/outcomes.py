@@ -21,9 +21,13 @@ class Said:
     deltas: int = 0
     characters: int = 0
     usage: dict[str, Any] | None = None
+    usage_estimated: bool = False
+    """The upstream did not count to the end; we did."""
     first_delta_at: int | None = None
     provider: str | None = None
     """The upstream that was called."""
+    model: str | None = None
+    """The model of the catalogue that spoke: its price counts."""
     served_model: str | None = None
     """The model as that upstream calls it."""
 

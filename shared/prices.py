@@ -4,7 +4,7 @@ Integers throughout, in nano-credits (10^-9 credit); a fraction of one is rounde
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -49,6 +49,16 @@ class Prices:
                 )
             )
         )
+
+    @classmethod
+    def kept(cls, snapshot: Sequence[str]) -> "Prices":
+        """Those of a `snapshot`."""
+        return cls(*map(Decimal, snapshot))
+
+    @property
+    def snapshot(self) -> list[str]:
+        """As they are kept with a job."""
+        return [str(self.input), str(self.cached_input), str(self.cache_write), str(self.output)]
 
     def cost(self, usage: Mapping[str, Any]) -> int:
         """What this usage costs; every token is in one bucket and priced once."""

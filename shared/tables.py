@@ -35,12 +35,20 @@ class Account(SQLModel, table=True):
     """Who pays, and whose jobs are whose."""
 
     __tablename__ = "accounts"
-    __table_args__ = (CheckConstraint("credits >= 0", name="credits_never_negative"),)
+    __table_args__ = (
+        CheckConstraint("credits >= 0", name="credits_never_negative"),
+        CheckConstraint("held >= 0", name="held_never_negative"),
+    )
 
     id: str = Field(primary_key=True)
     name: str = Field(unique=True)
     credits: int = Field(default=0, sa_type=BigInteger)
     """What can still be spent, in nano-credits (10^-9 credit)."""
+    held: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    """What is set aside for jobs that have not ended, in nano-credits."""
+    limits: dict[str, int] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    """A `shared.limits.Limits`; null is none but the defaults."""
+    disabled_at: int | None = Field(default=None, sa_type=BigInteger)
     created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
 
 
@@ -57,6 +65,9 @@ class ApiKey(SQLModel, table=True):
     account_id: str = Field(foreign_key="accounts.id", index=True)
     name: str | None = None
     scopes: list[str] = Field(default_factory=lambda: ["completions"], sa_type=JSON)
+    models: list[str] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    """The models it may ask for; null is all of them."""
+    limits: dict[str, int] | None = Field(default=None, sa_type=JSON(none_as_null=True))
     created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
     expires_at: int | None = Field(default=None, sa_type=BigInteger)
     revoked_at: int | None = Field(default=None, sa_type=BigInteger)
@@ -201,6 +212,15 @@ class Job(SQLModel, table=True):
     """When it ended, however it ended."""
     content_deleted_at: int | None = Field(default=None, sa_type=BigInteger)
     """When retention took away what was asked and said."""
+
+    held: int | None = Field(default=None, sa_type=BigInteger)
+    """Nano-credits set aside while it has not ended; null: it is free."""
+    prices: dict[str, list[str]] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    """What each model it may be answered by costs, as of when it was accepted."""
+    cost: int | None = Field(default=None, sa_type=BigInteger)
+    """Nano-credits that were charged."""
+    cost_estimated: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
+    """The upstream did not count; we did."""
 
     deltas: int = 0
     characters: int = 0

@@ -5,12 +5,13 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import orjson
 import structlog
 from redis.exceptions import RedisError
 
-from shared import clock, endings, ids, leases, streams
+from shared import clock, endings, ids, leases, prices, streams
 from shared.chat import Transcript
 from shared.errors import (
     Fault,
@@ -224,17 +225,35 @@ def _kept(running: Running, lines: list[bytes], first_seq: int) -> Said:
         model=job.model,
         usage=running.usage,
     )
+    usage = _usage(running, response)
+    if usage is not running.usage:
+        response["usage"] = usage
     return Said(
         response=orjson.dumps(response),
         log=b"\n".join(lines),
         first_seq=first_seq,
         deltas=len(lines),
         characters=running.transcript.characters,
-        usage=running.usage,
+        usage=usage,
+        usage_estimated=usage is not running.usage,
         first_delta_at=running.first_delta_at,
+        model=model.name if model else None,
         provider=model.upstream if model else None,
         served_model=model.upstream_model if model else None,
     )
+
+
+def _usage(running: Running, response: dict[str, Any]) -> dict[str, Any] | None:
+    """What was used: by the upstream's count, or by ours of what it has not counted to the end."""
+    counted = running.usage
+    if running.claim.job.held is None or (counted is not None and running.why is None):
+        return counted
+    counted = counted or {}
+    request = orjson.loads(running.claim.request)
+    prompt = counted.get("prompt_tokens") or prices.prompt_tokens(request)
+    said = max(counted.get("completion_tokens") or 0, prices.completion_tokens(response))
+    totals = {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+    return {**counted, **totals}
 
 
 async def _settle(bench: Bench, running: Running, outcome: Outcome) -> Job | None:

@@ -9,6 +9,7 @@ from shared import clock, ids
 from shared.catalog import Model
 from shared.errors import Fault
 from shared.lifecycle import TERMINAL, JobStatus
+from shared.prices import NANO
 from shared.streams import Entry
 from shared.tables import Attempt, Job
 
@@ -51,7 +52,7 @@ def job_object(
         "queue": {"lane": job.lane, "position": position, "eta_seconds": None},
         "progress": _progress(job, latest),
         "usage": job.usage,
-        "cost": {"credits": 0, "estimated": False},
+        "cost": {"credits": (job.cost or 0) / NANO, "estimated": job.cost_estimated},
         "error": job_error(job),
         "batch_id": job.batch_id,
         "custom_id": job.custom_id,

@@ -1,0 +1,157 @@
+"""Jobs that cost credits: held, charged, released, refused, through real processes."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlmodel import Session
+
+from shared import accounts, db, ledger
+from shared.audit import examine
+from shared.prices import NANO
+from shared.tables import Account
+from tests.conftest import DATABASES, migrated, started_valkey
+from tests.fakes.upstream import Say, ScriptedUpstream, Stall, Status, Usage
+from tests.stack import CATALOG, Stack, eventually
+
+PATH = "/v1/chat/completions"
+PRICED = """
+[models.priced]
+upstream = "fake"
+context_window = 8192
+max_output_tokens = 1000
+input_price = 1000.0
+output_price = 2000.0
+"""
+REQUEST: dict[str, Any] = {"model": "priced", "messages": [{"role": "user", "content": "Talk"}]}
+MOST = 2.1
+"""Credits: 1,000 tokens of output at 2,000 a million, and the input."""
+
+
+@pytest.fixture(scope="module", params=DATABASES)
+def service(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """A running service with one model that costs something."""
+    home: Path = tmp_path_factory.mktemp("service")
+    with (
+        migrated(request, home) as url,
+        started_valkey(home) as redis,
+        ScriptedUpstream() as upstream,
+        Stack(home, url, redis.url, upstream) as opened,
+    ):
+        text = CATALOG.format(base_url=upstream.base_url) + PRICED
+        (home / "models.toml").write_text(text)
+        yield opened.up()
+
+
+@pytest.fixture
+def engine(service: Stack) -> Iterator[Any]:
+    """The service's database; in the end its books are in order."""
+    engine = db.connect(service.database_url)
+    yield engine
+    assert not examine(engine).broken
+    engine.dispose()
+
+
+def funded(service: Stack, engine: Any, name: str, credits: float) -> httpx.Client:
+    """A client of a new account with so many credits."""
+    key = service.mint(name)
+    with Session(engine) as session, session.begin():
+        nano = round(credits * NANO)
+        ledger.grant(session, accounts.ensure(session, name).id, nano, note="test")
+    return service.http(key)
+
+
+def books(engine: Any, name: str) -> tuple[float, float]:
+    """What an account can spend, and what is set aside."""
+    with Session(engine) as session:
+        account = accounts.ensure(session, name)
+        assert isinstance(account, Account)
+        return account.credits / NANO, account.held / NANO
+
+
+def test_an_answer_costs_what_it_used(service: Stack, engine: Any) -> None:
+    """By the upstream's own count, however the answer is fetched."""
+    http = funded(service, engine, "exact", 100)
+    service.upstream.script("priced", Say("one two"), Usage(100, 50))
+
+    jobs = [
+        http.post(PATH, json={**REQUEST, **form}).headers["x-job-id"]
+        for form in ({}, {"stream": True})
+    ]
+
+    for job_id in jobs:
+        job = http.get(f"/v1/jobs/{job_id}").json()
+        assert job["cost"] == {"credits": 0.2, "estimated": False}
+    assert books(engine, "exact") == (pytest.approx(99.6), 0)
+
+
+def test_a_failure_costs_nothing(service: Stack, engine: Any) -> None:
+    """The upstream's fault is not the caller's bill."""
+    http = funded(service, engine, "failed", 10)
+    service.upstream.script("priced", Status(400))
+
+    assert http.post(PATH, json=REQUEST).status_code == 400
+    assert books(engine, "failed") == (10, 0)
+
+
+def test_a_cancelled_answer_costs_what_was_said(service: Stack, engine: Any) -> None:
+    """Estimated, and marked so: the upstream had no time to count."""
+    http = funded(service, engine, "cancelled", 10)
+    service.upstream.script("priced", Say("one two three four"), Stall())
+    job_id = http.post(PATH, json={**REQUEST, "background": True}).headers["x-job-id"]
+    eventually(lambda: http.get(f"/v1/jobs/{job_id}").json()["progress"]["deltas"] > 3)
+
+    http.post(f"/v1/jobs/{job_id}/cancel")
+    job = eventually(lambda: ended(http, job_id))
+
+    assert job["status"] == "cancelled"
+    assert job["cost"]["estimated"] is True
+    assert 0 < job["cost"]["credits"] < 0.1
+    left, held = books(engine, "cancelled")
+    assert (left, held) == (pytest.approx(10 - job["cost"]["credits"]), 0)
+
+
+def ended(http: httpx.Client, job_id: str) -> dict[str, Any] | None:
+    """A job, once it has ended."""
+    job: dict[str, Any] = http.get(f"/v1/jobs/{job_id}").json()
+    return job if job["completed_at"] else None
+
+
+def test_who_cannot_pay_is_told_what_is_missing(service: Stack, engine: Any) -> None:
+    """402, which SDKs do not repeat, with numbers that a program can read; nothing was queued."""
+    http = funded(service, engine, "poor", 1)
+
+    refused = http.post(PATH, json=REQUEST)
+
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (402, "insufficient_credits")
+    assert (error["available"], error["held"]) == (1, 0)
+    assert 2 < error["required"] < MOST
+    assert http.get("/v1/jobs").json()["data"] == []
+
+
+def test_exactly_what_can_be_paid_runs(service: Stack, engine: Any) -> None:
+    """A hundred at once with room for ten."""
+    required = 2.05
+    http = funded(service, engine, "crowd", 10 * required + 1)
+    service.upstream.script("priced", Say("Hi"), Usage(100, 50))
+    asked = {**REQUEST, "background": True, "max_tokens": 1000}
+    needed = funded(service, engine, "probe", 1).post(PATH, json=asked).json()["error"]["required"]
+    assert needed == pytest.approx(required, abs=0.05)
+
+    def submit(_: int) -> int:
+        return http.post(PATH, json=asked).status_code
+
+    with ThreadPoolExecutor(20) as threads:
+        codes = list(threads.map(submit, range(100)))
+
+    assert set(codes) <= {202, 402}
+    eventually(lambda: books(engine, "crowd")[1] == 0, 30)
+    done = http.get("/v1/jobs?status=completed&limit=100").json()["data"]
+    assert len(done) == codes.count(202) >= 10
+    assert books(engine, "crowd")[0] == pytest.approx(10 * required + 1 - 0.2 * len(done))

@@ -1,0 +1,198 @@
+"""Credits on a real database: holds, charges and releases, once each, in races too."""
+
+from typing import Any
+
+import pytest
+from sqlmodel import Session, col, func, select
+
+from shared import accounts, jobs, leases, ledger, losses
+from shared.errors import InsufficientCredits
+from shared.jobs import Lease
+from shared.lifecycle import JobStatus
+from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Said
+from shared.prices import NANO
+from shared.tables import Account, Job, LedgerEntry
+from tests.factories import FAULT, Sessions, submission, worker
+
+PRICES = {"test": ["1000", "1000", "1000", "2000"]}
+"""1,000 nano-credits a token in, 2,000 out."""
+HOLD = 1_000_000
+USAGE = {"prompt_tokens": 100, "completion_tokens": 50}
+COST = 200_000
+SAID = Said(response=b'{"choices":[]}', usage=USAGE, model="test")
+
+
+def funded(session: Session, nano: int = 10 * HOLD) -> str:
+    """An account with so much to spend."""
+    account = accounts.ensure(session, "ours")
+    ledger.grant(session, account.id, nano, note="test")
+    return account.id
+
+
+def priced(session: Session, /, **fields: Any) -> Job:
+    """A queued job that may cost a million nano-credits."""
+    return jobs.submit(session, submission(session, hold=HOLD, prices=PRICES, **fields))
+
+
+def balance(session: Session, account_id: str) -> tuple[int, int]:
+    """What can be spent and what is set aside, once they agree with the ledger."""
+    account = session.get_one(Account, account_id, populate_existing=True)
+    entries = dict(
+        session.exec(
+            select(LedgerEntry.kind, func.sum(LedgerEntry.credits))
+            .where(col(LedgerEntry.account_id) == account_id)
+            .group_by(col(LedgerEntry.kind))
+        ).all()
+    )
+    assert account.credits == sum(entries.values())
+    assert account.held == -(entries.get("hold", 0) + entries.get("release", 0))
+    return account.credits, account.held
+
+
+def test_a_job_sets_aside_the_most_it_may_cost(sessions: Sessions) -> None:
+    """It can no longer be spent, but it is not gone."""
+    with sessions() as session:
+        account_id = funded(session)
+        priced(session)
+
+        assert balance(session, account_id) == (9 * HOLD, HOLD)
+
+
+@pytest.mark.parametrize(
+    "outcome, cost",
+    [
+        (Completed(SAID), COST),
+        (Cancelled(SAID), COST),
+        (Failed(FAULT, SAID), 0),
+    ],
+    ids=["completed", "cancelled", "failed"],
+)
+def test_the_end_charges_what_was_used(
+    sessions: Sessions, outcome: Completed | Cancelled | Failed, cost: int
+) -> None:
+    """And releases the rest; a failure of the upstream's costs nothing. Once, however often."""
+    with sessions() as session:
+        account_id = funded(session)
+        job_id = priced(session).id
+        claim = leases.claim(session, job_id, worker(session))
+        assert claim is not None
+    for _ in range(3):
+        with sessions() as session:
+            assert leases.settle(session, claim.lease, outcome) is not None
+
+    with sessions() as session:
+        assert balance(session, account_id) == (10 * HOLD - cost, 0)
+        assert session.get_one(Job, job_id).cost == cost
+
+
+def test_what_never_ran_costs_nothing(sessions: Sessions) -> None:
+    """Cancelled in the queue, expired, stopped at its deadline."""
+    with sessions() as session:
+        account_id = funded(session)
+        jobs.cancel(session, account_id, priced(session).id)
+        expired = priced(session, expires_at=1)
+        stopped = priced(session, stop_after=-1000)
+        jobs.expire(session, 10)
+        jobs.overdue(session, 10)
+
+        ends = {
+            session.get_one(Job, job.id, populate_existing=True).status
+            for job in (expired, stopped)
+        }
+        assert ends == {JobStatus.EXPIRED}
+        assert balance(session, account_id) == (10 * HOLD, 0)
+
+
+def test_a_job_that_waits_again_keeps_its_hold(sessions: Sessions) -> None:
+    """Handed back, lost and late: money moves once, with the attempt that ends the job."""
+    with sessions() as session:
+        account_id = funded(session)
+        job_id = priced(session).id
+        first = leases.claim(session, job_id, worker(session))
+        assert first is not None
+        leases.settle(session, first.lease, HandedBack(SAID))
+        lost = leases.claim(session, job_id, worker(session))
+        assert lost is not None
+        leases.retire(session, lost.lease.worker_id)
+        losses.rescue(session, 10)
+        assert balance(session, account_id) == (9 * HOLD, HOLD)
+
+        last = leases.claim(session, job_id, worker(session))
+        assert last is not None
+        assert leases.settle(session, lost.lease, Completed(SAID)) is None
+        leases.settle(session, last.lease, Completed(SAID))
+        assert balance(session, account_id) == (10 * HOLD - COST, 0)
+
+
+def test_more_than_was_held_is_charged_as_far_as_it_goes(sessions: Sessions) -> None:
+    """An upstream that says more than it should never takes a balance below zero."""
+    much = Said(usage={"prompt_tokens": 0, "completion_tokens": HOLD}, model="test")
+    with sessions() as session:
+        account_id = funded(session, HOLD + 500)
+        job_id = priced(session).id
+        claim = leases.claim(session, job_id, worker(session))
+        assert claim is not None
+        leases.settle(session, claim.lease, Completed(much))
+
+        assert balance(session, account_id) == (0, 0)
+        assert session.get_one(Job, job_id).cost == HOLD + 500
+
+
+def test_refused_with_what_is_missing(sessions: Sessions) -> None:
+    """What is needed, what is there, and whether waiting may help."""
+    with sessions() as session:
+        account_id = funded(session, HOLD + 1)
+        priced(session)
+    with pytest.raises(InsufficientCredits) as held, sessions() as session:
+        priced(session)
+    with pytest.raises(InsufficientCredits) as short, sessions() as session:
+        jobs.submit(session, submission(session, hold=HOLD * 2, prices=PRICES))
+
+    assert (held.value.status, held.value.code) == (402, "credits_held")
+    assert held.value.retry_after is not None
+    assert short.value.code == "insufficient_credits"
+    assert short.value.details == {
+        "required": 2 * HOLD / NANO,
+        "available": 1 / NANO,
+        "held": HOLD / NANO,
+    }
+    with sessions() as session:
+        assert balance(session, account_id) == (1, HOLD)
+
+
+def test_only_what_can_be_paid_is_accepted(sessions: Sessions) -> None:
+    """Twenty at once with room for ten: ten, exactly."""
+    with sessions() as session:
+        account_id = funded(session, 10 * HOLD)
+
+    def submit(session: Session) -> bool:
+        try:
+            priced(session)
+        except InsufficientCredits:
+            session.rollback()
+            return False
+        return True
+
+    accepted = sum(sum(sessions.at_once(*[submit] * 5)) for _ in range(4))
+
+    with sessions() as session:
+        assert accepted == 10
+        assert balance(session, account_id) == (0, 10 * HOLD)
+
+
+def test_settles_at_once_charge_once(sessions: Sessions) -> None:
+    """Whoever wins moves the money; the others change nothing."""
+    with sessions() as session:
+        account_id = funded(session)
+        job_id = priced(session).id
+        claim = leases.claim(session, job_id, worker(session))
+        assert claim is not None
+        lease: Lease = claim.lease
+
+    def settle(session: Session) -> bool:
+        return leases.settle(session, lease, Completed(SAID)) is not None
+
+    sessions.at_once(settle, settle, settle)
+
+    with sessions() as session:
+        assert balance(session, account_id) == (10 * HOLD - COST, 0)
