@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from api import errors, front
 from api.middleware import Metrics, Requests
-from api.routes import chat, completions, health, jobs, models
+from api.routes import chat, completions, credits, health, jobs, models
 from api.settings import ApiSettings
 from api.wire.openapi import REFUSALS
 
@@ -35,7 +35,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         responses=REFUSALS,
         redirect_slashes=False,  # a redirect would name the host as we see it
     )
-    for resource in (chat, completions, jobs, models, health):
+    for resource in (chat, completions, jobs, models, credits, health):
         app.include_router(resource.router)
     errors.install(app)
     app.add_middleware(Requests, metrics=metrics, body_limit=settings.body_limit)

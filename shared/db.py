@@ -154,7 +154,10 @@ class Transactions:
         try:
             async with asyncio.timeout(self._within) as bound:
                 return await loop.run_in_executor(
-                    self._readers, lambda: self._read(until, work, *args, **kwargs)
+                    self._readers,
+                    self._read,
+                    until,
+                    lambda session: work(session, *args, **kwargs),
                 )
         except TimeoutError as error:
             if not bound.expired():
@@ -188,16 +191,10 @@ class Transactions:
                 raise
         return connection
 
-    def _read(
-        self,
-        until: float,
-        work: Callable[Concatenate[Session, P], R],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> R:
+    def _read(self, until: float, work: Callable[[Session], R]) -> R:
         try:
             with self._begun(reads_only=True) as connection, patience(until):
-                return work(Session(connection, expire_on_commit=False), *args, **kwargs)
+                return work(Session(connection, expire_on_commit=False))
         except DBAPIError as error:
             if isinstance(error, OURS):
                 raise

@@ -66,7 +66,7 @@ def funded(service: Stack, engine: Any, name: str, credits: float) -> httpx.Clie
     return service.http(key)
 
 
-def books(engine: Any, name: str) -> tuple[float, float]:
+def books(engine: Any, name: str) -> tuple[Any, float]:
     """What an account can spend, and what is set aside."""
     with Session(engine) as session:
         account = accounts.ensure(session, name)
@@ -155,3 +155,47 @@ def test_exactly_what_can_be_paid_runs(service: Stack, engine: Any) -> None:
     done = http.get("/v1/jobs?status=completed&limit=100").json()["data"]
     assert len(done) == codes.count(202) >= 10
     assert books(engine, "crowd")[0] == pytest.approx(10 * required + 1 - 0.2 * len(done))
+
+
+def test_an_account_sees_where_its_credits_went(service: Stack, engine: Any) -> None:
+    """The balance at both addresses, every movement, and sums by day, model and key."""
+    http = funded(service, engine, "books", 10)
+    service.upstream.script("priced", Say("one two"), Usage(100, 50))
+    job_id = http.post(PATH, json=REQUEST).headers["x-job-id"]
+
+    balances = [
+        http.get(path).json() for path in ("/v1/credits/balance", "/api/v1/public/credits/balance")
+    ]
+    entries = http.get("/v1/credits/ledger", params={"limit": 3}).json()
+    grant = http.get("/v1/credits/ledger", params={"after": entries["last_id"]}).json()
+    [used] = http.get("/v1/usage", params={"group_by": "day,model"}).json()["data"]
+
+    assert balances[0] == balances[1]
+    assert balances[0]["remaining_credits"] == pytest.approx(9.8)
+    assert balances[0]["held_credits"] == 0
+    assert {entry["kind"]: entry["job_id"] for entry in entries["data"]} == {
+        "hold": job_id,
+        "release": job_id,
+        "charge": job_id,
+    }
+    assert entries["has_more"] is True
+    assert [(entry["kind"], entry["credits"]) for entry in grant["data"]] == [("grant", 10)]
+    assert used["day"] % 86_400 == 0
+    assert (used["model"], used["jobs"], used["total_tokens"]) == ("priced", 1, 150)
+    assert used["credits"] == pytest.approx(0.2)
+
+
+def test_strange_questions_about_credits_are_refused(service: Stack, engine: Any) -> None:
+    """The error names the parameter."""
+    http = funded(service, engine, "strange", 1)
+
+    for query, param in (
+        ("/v1/usage?group_by=hour", "group_by"),
+        ("/v1/usage?group_by=day,day", "group_by"),
+        ("/v1/usage?start_time=soon", "start_time"),
+        ("/v1/credits/ledger?after=nobody", "after"),
+        ("/v1/credits/ledger?limit=0", "limit"),
+    ):
+        refused = http.get(query)
+        assert refused.status_code == 400, query
+        assert refused.json()["error"]["param"].startswith(param), refused.json()
