@@ -112,8 +112,9 @@ async def _commit(
     front: Front, submissions: Sequence[Submission], sent: Sent | None
 ) -> tuple[list[Job], bool]:
     """Submit; in doubt about a commit, find out whether it took place."""
+    payer = submissions[0].account_id
     try:
-        return await front.tx(idempotency.submit, submissions, sent)
+        return await front.tx.by(payer, idempotency.submit, submissions, sent)
     except DatabaseUnavailable as error:
         if not error.maybe_committed:
             raise
@@ -126,7 +127,9 @@ async def _commit(
                 await asyncio.sleep(LOOK_EVERY)
                 # A collision means that the doubtful commit took place while we tried again.
                 with suppress(DatabaseUnavailable, IdempotencyInFlight, IntegrityError):
-                    return await front.tx(idempotency.submit, submissions, sent, again=True)
+                    return await front.tx.by(
+                        payer, idempotency.submit, submissions, sent, again=True
+                    )
     except TimeoutError:
         raise doubt from None
 

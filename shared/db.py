@@ -99,6 +99,7 @@ class _Call:
     work: Callable[[Session], Any]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    account_id: str = ""
     made_at: float = field(default_factory=time.monotonic)
     under_way: bool = False
     """In a transaction; before that, a call can be refused for certain."""
@@ -129,9 +130,23 @@ class Transactions:
         self, work: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """`work(session, …)` in a write transaction. Raises what it raises, or `Unavailable`."""
+        return await self.by("", work, *args, **kwargs)
+
+    async def by(
+        self,
+        account_id: str,
+        work: Callable[Concatenate[Session, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """The same, for work that moves an account's credits.
+
+        A group's calls take their accounts in order, as those of every other process do: two that
+        took them crosswise would wait for each other.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
-        call = _Call(lambda session: work(session, *args, **kwargs), loop, future, time.monotonic())
+        call = _Call(lambda session: work(session, *args, **kwargs), loop, future, account_id)
         with self._changed:
             if self._closed or len(self._waiting) >= QUEUE_LIMIT:
                 raise DatabaseUnavailable("The database cannot keep up.")
@@ -232,6 +247,7 @@ class Transactions:
         with self._changed:
             many = min(len(self._waiting), GROUP_LIMIT)
             group = [self._waiting.popleft() for _ in range(many)]
+            group.sort(key=lambda call: call.account_id)
             for call in group:
                 call.under_way = True
         return group

@@ -261,11 +261,11 @@ async def _settle(bench: Bench, running: Running, outcome: Outcome) -> Job | Non
 
     The lease need not be held any more: the row knows best whether the attempt still counts.
     """
-    lease, broke = running.claim.lease, False
+    lease, broke, payer = running.claim.lease, False, running.claim.job.account_id
     while True:
         try:
             job = await insist(
-                lambda: bench.tx(leases.settle, lease, outcome),  # noqa: B023  (awaited at once)
+                partial(bench.tx.by, payer, leases.settle, lease, outcome),
                 worth_it=lambda: True,
             )
         except asyncio.CancelledError:

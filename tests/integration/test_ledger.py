@@ -1,11 +1,13 @@
 """Credits on a real database: holds, charges and releases, once each, in races too."""
 
+import asyncio
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlmodel import Session, col, func, select
 
-from shared import accounts, jobs, leases, ledger, losses
+from shared import accounts, db, ids, jobs, leases, ledger, losses
 from shared.errors import InsufficientCredits
 from shared.jobs import Lease
 from shared.lifecycle import JobStatus
@@ -196,3 +198,39 @@ def test_settles_at_once_charge_once(sessions: Sessions) -> None:
 
     with sessions() as session:
         assert balance(session, account_id) == (10 * HOLD - COST, 0)
+
+
+async def test_processes_never_wait_for_each_other_crosswise(
+    database_url: str, sessions: Sessions
+) -> None:
+    """Whatever the order in which their callers come: every group takes its accounts in order."""
+    if sessions.is_sqlite:
+        pytest.skip("its writers follow one another")
+    with sessions() as session:
+        payers = [accounts.ensure(session, f"payer {number}").id for number in range(12)]
+        for payer in payers:
+            ledger.grant(session, payer, 100 * HOLD, note="test")
+
+    def pay(session: Session, payer: str) -> None:
+        ledger.hold(session, payer, {ids.new_id(): HOLD})
+
+    processes = [db.Transactions(db.connect(database_url)) for _ in range(3)]
+    for turn in range(5):
+        order = payers[turn:] + payers[:turn]
+        await asyncio.gather(
+            *(
+                process.by(payer, pay, payer)
+                for process, payers_of in zip(
+                    processes, (order, order[::-1], order[::2] + order[1::2]), strict=True
+                )
+                for payer in payers_of
+            )
+        )
+    for process in processes:
+        process.close()
+
+    with sessions() as session:
+        deadlocks = "SELECT sum(deadlocks) FROM pg_stat_database WHERE datname = current_database()"
+        assert session.connection().execute(text(deadlocks)).scalar_one() == 0
+        for payer in payers:
+            assert balance(session, payer) == (85 * HOLD, 15 * HOLD)
