@@ -68,6 +68,15 @@ class ApiKey(SQLModel, table=True):
     models: list[str] | None = Field(default=None, sa_type=JSON(none_as_null=True))
     """The models it may ask for; null is all of them."""
     limits: dict[str, int] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    credit_limit: int | None = Field(default=None, sa_type=BigInteger)
+    """Nano-credits it may spend in each `credit_period`; null is no limit of its own."""
+    credit_period: str | None = None
+    """`day` or `month`, by UTC; null is its whole life."""
+    spent: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    """Nano-credits held or charged since `spent_since`, if it has a limit."""
+    spent_since: int = Field(
+        default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"}
+    )
     created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
     expires_at: int | None = Field(default=None, sa_type=BigInteger)
     revoked_at: int | None = Field(default=None, sa_type=BigInteger)
@@ -87,6 +96,22 @@ class LedgerEntry(SQLModel, table=True):
     credits: int = Field(sa_type=BigInteger)
     """Nano-credits; what leaves the account is negative."""
     note: str = ""
+    created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+
+
+class AuditEntry(SQLModel, table=True):
+    """Something an administrator did. Only ever added."""
+
+    __tablename__ = "audit_entries"
+
+    id: str = Field(default_factory=ids.new_id, primary_key=True)
+    actor: str
+    """The key's id, a JWT's account, or `cli:` and the user's name on that machine."""
+    action: str
+    """As in `accounts.disable`."""
+    subject: str
+    """The id of what was changed."""
+    details: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
 
 
@@ -191,6 +216,8 @@ class Job(SQLModel, table=True):
     losses: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     """Attempts whose worker was lost."""
     max_attempts: int = 3
+    target: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    """Whose turn it is of the model and those it falls back to: 0 is the model itself."""
     worker_id: str | None = None
     """Who holds the lease, or held it last when the job has ended."""
 
@@ -286,6 +313,10 @@ class Attempt(SQLModel, table=True):
     number: int = Field(primary_key=True)
     worker_id: str
     provider: str | None = None
+    model: str | None = None
+    """The model of the catalogue that was called."""
+    upstream_status: int | None = None
+    """The HTTP status of the upstream's answer."""
     started_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
     first_delta_at: int | None = Field(default=None, sa_type=BigInteger)
     ended_at: int | None = Field(default=None, sa_type=BigInteger)

@@ -1,4 +1,4 @@
-"""Holds, costs and limits"""
+"""Holds, costs, limits, fallbacks, and a log of what administrators do"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,8 +17,17 @@ COLUMNS: dict[str, list[sa.Column[object]]] = {
     "api_keys": [
         sa.Column("models", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("limits", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("credit_limit", sa.BigInteger(), nullable=True),
+        sa.Column("credit_period", sa.String(), nullable=True),
+        sa.Column("spent", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("spent_since", sa.BigInteger(), server_default="0", nullable=False),
+    ],
+    "attempts": [
+        sa.Column("model", sa.String(), nullable=True),
+        sa.Column("upstream_status", sa.Integer(), nullable=True),
     ],
     "jobs": [
+        sa.Column("target", sa.Integer(), server_default="0", nullable=False),
         sa.Column("held", sa.BigInteger(), nullable=True),
         sa.Column("prices", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("cost", sa.BigInteger(), nullable=True),
@@ -29,6 +38,16 @@ COLUMNS: dict[str, list[sa.Column[object]]] = {
 
 def upgrade() -> None:
     """Apply."""
+    op.create_table(
+        "audit_entries",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("actor", sa.String(), nullable=False),
+        sa.Column("action", sa.String(), nullable=False),
+        sa.Column("subject", sa.String(), nullable=False),
+        sa.Column("details", sa.JSON(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
     for table, columns in COLUMNS.items():
         with op.batch_alter_table(table) as batch:
             for column in columns:
@@ -45,3 +64,4 @@ def downgrade() -> None:
                 batch.drop_constraint("held_never_negative", type_="check")
             for column in columns:
                 batch.drop_column(str(column.name))
+    op.drop_table("audit_entries")

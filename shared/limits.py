@@ -1,0 +1,19 @@
+"""How much a key, an account or a model may ask for at once and in a minute."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1, le=10**12)]
+
+
+class Limits(BaseModel):
+    """Each is optional; what is not said is not limited."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    """Of prompt and completion together."""
+    concurrency: Count | None = None
+    """Held and streamed requests that are open at once."""
