@@ -11,7 +11,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --python $(BIN)/python --python-version
 	--generate-hashes --no-annotate --no-header
 NOTE := $(shell head -n 1 requirements.lock)
 
-.PHONY: help run test check fmt bench faults lock clean
+.PHONY: help run test check prices fmt bench faults lock clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,13 +20,16 @@ run: $(READY) ## Start everything on this machine; Ctrl-C stops it
 	@exec $(BIN)/sluice up
 
 test: $(READY) ## Run all tests (ARGS="-k cancel" narrows them)
-	@$(BIN)/pytest --numprocesses 2 --dist loadscope $(ARGS)
+	@$(BIN)/pytest --numprocesses 3 --dist loadscope $(ARGS)
 
 check: $(READY) ## Formatting, lint, types and the layers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+prices: $(READY) ## Compare the prices we ship with those that upstreams ask
+	@$(BIN)/sluice models check shared/models.toml
 
 fmt: $(READY) ## Format the code and mend what can be mended
 	@$(BIN)/ruff check --fix-only .

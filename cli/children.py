@@ -10,13 +10,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 import honcho.manager
 from honcho.process import Popen, Process
 
-STOP_SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+from shared.hangup import has_terminal
+
+SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 PR_SET_PDEATHSIG: Final = 1
 KILL_WAIT: Final = 15
 """Seconds after the first child ended until the rest is killed; a worker drains for five."""
@@ -40,12 +43,20 @@ class Child(Process):  # type: ignore[misc]  # honcho has no types
 
 
 class Children(honcho.manager.Manager):  # type: ignore[misc]
-    """Runs all children until one ends or somebody says stop; the `ground` outlives the others."""
+    """Runs all children until one ends or somebody says stop; the `ground` outlives the others.
 
-    def __init__(self, *, ground: Collection[str], beside: Callable[[], None]) -> None:
+    SIGHUP is passed on to those that `reload` by it, in their order, unless it says that the
+    terminal is gone.
+    """
+
+    def __init__(
+        self, *, ground: Collection[str], reload: Sequence[str], beside: Callable[[], None]
+    ) -> None:
         super().__init__()
         self._process_ctor = Child
         self._ground = ground
+        self._reload = reload
+        self._had_terminal = has_terminal()
         self._beside = beside
         self._terminating = False
         self.fallen: list[str] = []
@@ -60,7 +71,7 @@ class Children(honcho.manager.Manager):  # type: ignore[misc]
         honcho.manager.KILL_WAIT = KILL_WAIT
         # Signals are waited for in a thread: a handler could interrupt the loop in mid-print, and
         # honcho's cannot cope with one that comes before every child has started.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         super().loop()
 
     def terminate(self) -> None:
@@ -83,7 +94,8 @@ class Children(honcho.manager.Manager):  # type: ignore[misc]
             threading.Thread(target=work, daemon=True).start()
 
     def _wait_for_signals(self) -> None:
-        received = signal.sigwait(STOP_SIGNALS)
+        while (received := signal.sigwait(SIGNALS)) == signal.SIGHUP and not self._left_alone():
+            self._pass_on(received)
         self.returncode = 128 + received
         while not self._all_started():
             time.sleep(0.05)
@@ -91,8 +103,18 @@ class Children(honcho.manager.Manager):  # type: ignore[misc]
         # Whoever asks again is in a hurry, unless it is the same Ctrl-C, sent to process and group.
         hurried_from = time.monotonic() + ECHO
         while time.monotonic() < hurried_from:
-            signal.sigwait(STOP_SIGNALS)
+            signal.sigwait(SIGNALS)
         self.kill()
+
+    def _left_alone(self) -> bool:
+        """Whether the terminal that this was started in is gone."""
+        return self._had_terminal and not has_terminal()
+
+    def _pass_on(self, number: int) -> None:
+        for child in map(self._processes.__getitem__, self._reload):
+            if "pid" in child and "returncode" not in child:
+                with suppress(ProcessLookupError):
+                    os.kill(child["pid"], number)
 
     def _stop_in_order(self) -> None:
         children = self._processes.items()
@@ -108,7 +130,7 @@ class Children(honcho.manager.Manager):  # type: ignore[misc]
 
 def _set_up(parent: int) -> None:
     """Between fork and exec: undo what the child would inherit, and tie it to its watcher."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _die_with(parent)
 
 

@@ -144,7 +144,7 @@ def _catalog(settings: "StoreSettings") -> Finding:
         for name, upstream in loaded.upstreams.items()
         if upstream.api_key_env and not os.environ.get(upstream.api_key_env)
     )
-    advice = f"Workers also need {', '.join(lacking)}." if lacking else ""
+    advice = f"Not served unless workers have {', '.join(lacking)}." if lacking else ""
     found = f"{settings.catalog}: {len(loaded.models)} models, {len(loaded.upstreams)} upstreams"
     return Finding("catalogue", True, found, advice)
 

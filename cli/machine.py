@@ -15,6 +15,8 @@ VALKEY: Final = "valkey"
 MODEL: Final = "model"
 GROUND: Final = frozenset({VALKEY, MODEL})
 """What the others stand on: they are stopped first, so that a worker can drain in peace."""
+RELOAD: Final = ("worker", "api")
+"""Those that read the catalogue anew on SIGHUP: who runs a model before who offers it."""
 WORKER_DRAINS: Final = "PT5S"
 API_DRAINS: Final = "PT3S"
 """Both in ISO 8601, and shorter than in production: somebody waits at the terminal."""

@@ -48,11 +48,13 @@ def up() -> None:
 def _run(home: "Home", settings: "MachineSettings", planned: "Plan") -> None:
     """Run all processes until a signal comes. Raises `Failure` when one of them ended first."""
     from cli.children import Children
-    from cli.machine import GROUND
+    from cli.machine import GROUND, RELOAD
     from cli.welcome import Welcome
 
     welcome = Welcome(home, settings, planned)
-    children = Children(ground=GROUND, beside=lambda: welcome.say(children.terminate))
+    children = Children(
+        ground=GROUND, reload=RELOAD, beside=lambda: welcome.say(children.terminate)
+    )
     for name, command in planned.commands.items():
         children.add(name, command, planned.environment)
     step(f"Starting {', '.join(planned.commands)} …")
