@@ -61,6 +61,12 @@ def register(
     return worker_id
 
 
+def offer(session: Session, worker_id: str, models: Sequence[str]) -> None:
+    """Enter which models a worker serves from now on."""
+    changed = update(Worker).where(col(Worker.id) == worker_id, col(Worker.alive))
+    session.execute(changed.values(models=list(models)))
+
+
 def succeed(session: Session, former: str, worker_id: str, finished: Collection[str]) -> None:
     """Move from a lease that is given up to a new one of the same process. Idempotent.
 
@@ -193,10 +199,17 @@ def settle(session: Session, lease: Lease, outcome: Outcome) -> Job | None:
             )
         )
     fault = outcome.fault if isinstance(outcome, Failed | Retry) else None
-    note(session, lease, _WORDS[type(outcome)], said, fault)
+    note(session, lease, _word(outcome), said, fault)
     return job
 
 
+def _word(outcome: Outcome) -> str:
+    if isinstance(outcome, Retry) and outcome.target is not None:
+        return FELL_BACK
+    return _WORDS[type(outcome)]
+
+
+FELL_BACK = "fell_back"
 _WORDS = {
     Completed: "completed",
     Failed: "failed",
@@ -219,6 +232,15 @@ def _move(session: Session, lease: Lease, outcome: Outcome) -> Job:
             return end(JobStatus.FAILED, error=asdict(fault), **_progress(said))
         case Cancelled():
             return end(JobStatus.CANCELLED, bill=said.model, **_progress(said))
+        case Retry(target=int(target)):
+            # Its worker goes on at once, which is as good as a hint; what was tried so far was
+            # tried elsewhere.
+            again = jobs.requeued("waiting_for_worker")
+            again |= {
+                "target": target,
+                "forgiven": col(Job.attempt),
+                "hinted_at": database_now(),
+            }
         case Retry(after=after):
             again = jobs.requeued("retry_backoff", after_ms=clock.span(after))
         case HandedBack(after=after):
@@ -260,7 +282,7 @@ def _progress(said: Said) -> dict[str, Any]:
 def _settled(session: Session, lease: Lease) -> bool:
     """Whether this very attempt was settled, and not lost."""
     tried = session.get(Attempt, (lease.job_id, lease.attempt), populate_existing=True)
-    return tried is not None and tried.outcome in _WORDS.values()
+    return tried is not None and tried.outcome in {FELL_BACK, *_WORDS.values()}
 
 
 def note(session: Session, lease: Lease, word: str, said: Said, fault: Fault | None) -> None:
@@ -274,6 +296,8 @@ def note(session: Session, lease: Lease, word: str, said: Said, fault: Fault | N
             ended_at=clock.now(),
             first_delta_at=said.first_delta_at,
             provider=said.provider,
+            model=said.model,
+            upstream_status=said.upstream_status,
             usage=said.usage,
             error=asdict(fault) if fault else None,
         )

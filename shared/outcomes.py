@@ -30,6 +30,8 @@ class Said:
     """The model of the catalogue that spoke: its price counts."""
     served_model: str | None = None
     """The model as that upstream calls it."""
+    upstream_status: int | None = None
+    """The HTTP status of its answer; None when it gave none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,13 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """It failed, and another attempt may help after a pause."""
+    """It failed, and another attempt may help after a pause, or at another model."""
 
     fault: Fault
     after: timedelta
     said: Said = field(default_factory=Said)
+    target: int | None = None
+    """Whose turn is next in the job's chain; None: the same model's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,11 +90,19 @@ class Shop:
 
 @asynccontextmanager
 async def open_shop(
-    directory: Path, database_url: str, redis_url: str, upstream: ScriptedUpstream, **changed: Any
+    directory: Path,
+    database_url: str,
+    redis_url: str,
+    upstream: ScriptedUpstream,
+    models: str = MODEL.format(name="test"),
+    **changed: Any,
 ) -> AsyncIterator[Shop]:
-    """A shop with short leases and time limits, unless `changed` says otherwise."""
+    """A shop with short leases and time limits, unless `changed` says otherwise.
+
+    `models` is TOML: what is on offer beside the upstream.
+    """
     catalogue = directory / "models.toml"
-    catalogue.write_text(CATALOG.format(base_url=upstream.base_url) + MODEL.format(name="test"))
+    catalogue.write_text(CATALOG.format(base_url=upstream.base_url) + models)
     settings: dict[str, Any] = {
         "database_url": SecretStr(database_url),
         "redis_url": SecretStr(redis_url),

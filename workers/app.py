@@ -39,6 +39,10 @@ def create_worker(settings: WorkerSettings) -> Celery:
     async def drain() -> None:
         await opened[0].drain()
 
+    def reload() -> None:
+        if opened:  # else it has yet to be read
+            opened[0].reload()
+
     @app.task(name=queue.RUN_JOB, shared=False)
     async def run_job(job_id: str) -> None:
         await attempts.run(opened[0], job_id)
@@ -55,6 +59,7 @@ def create_worker(settings: WorkerSettings) -> Celery:
 
     app.lifespan = lifespan
     app.drain = drain
+    app.reload = reload
     return app
 
 

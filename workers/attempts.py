@@ -1,6 +1,8 @@
-"""One try at a job: claim, stream, settle. The heart of a worker."""
+"""A try at a job: claim, stream, settle, and at once the next model if it falls back."""
 
 import asyncio
+import time
+from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -11,26 +13,28 @@ import orjson
 import structlog
 from redis.exceptions import RedisError
 
-from shared import clock, endings, ids, leases, prices, streams
-from shared.chat import Transcript
+from shared import endings, jobs, leases, streams
+from shared.catalog import Model
 from shared.errors import (
     Fault,
     InternalError,
     ModelUnavailable,
     ServiceError,
     Unavailable,
+    UpstreamError,
+    UpstreamRejected,
     UpstreamTimeout,
     WorkerLost,
 )
 from shared.leases import Claim
 from shared.lifecycle import TERMINAL
-from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Said
+from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Retry, Said
 from shared.tables import Job
-from workers import retry
+from workers import retry, targets
 from workers.bench import Bench
 from workers.patience import insist
 from workers.running import Running
-from workers.upstreams.protocol import Delta
+from workers.upstreams.protocol import Upstream
 
 log = structlog.get_logger()
 
@@ -40,21 +44,26 @@ CLOSE_WITHIN = 10.0
 """Seconds to get the end into the log; after that readers learn it from the row."""
 WITHOUT_REDIS = timedelta(seconds=5)
 """How long a job waits whose log could not be opened, so that it does not come and go in a loop."""
+FALL_BACK_WITHIN = 60.0
+"""Seconds after the hint in which another model may begin: a task has time for one long try."""
 
 
 async def run(bench: Bench, job_id: str) -> None:
-    """Try a job once. Quiet when it is held by another worker, cancelled or over."""
+    """Try a job once at each model that it falls back to. Quiet when another worker holds it, or
+    it is cancelled or over."""
     if job_id in bench.hands:
         return
-    worker_id = bench.heartbeat.worker_id
-    if worker_id is None or not bench.heartbeat.held or bench.draining:
-        with suppress(Unavailable):  # then the hint grows old
-            await bench.tx(leases.forget_hints, [job_id])  # the sweep sends another
-        return
+    began, again = time.monotonic(), True
     with bench.hands.holding(job_id):
-        claim = await _claim(bench, job_id, worker_id)
-        if claim is not None:
-            await _attempt(bench, claim)
+        while again:
+            worker_id = bench.heartbeat.worker_id
+            late = time.monotonic() > began + FALL_BACK_WITHIN
+            if worker_id is None or not bench.heartbeat.held or bench.draining or late:
+                with suppress(Unavailable):  # then the hint grows old
+                    await bench.tx(leases.forget_hints, [job_id])  # the sweep sends another
+                return
+            claim = await _claim(bench, job_id, worker_id)
+            again = claim is not None and await _attempt(bench, claim)
 
 
 async def _claim(bench: Bench, job_id: str, worker_id: str) -> Claim | None:
@@ -70,7 +79,8 @@ async def _claim(bench: Bench, job_id: str, worker_id: str) -> Claim | None:
     return claim if ours() else None
 
 
-async def _attempt(bench: Bench, claim: Claim) -> None:
+async def _attempt(bench: Bench, claim: Claim) -> bool:
+    """Try a claimed job; True when it goes on to the next model, which nobody else was asked to."""
     running = bench.hands.running[claim.job.id] = Running(claim)
     structlog.contextvars.bind_contextvars(
         request_id=claim.job.request_id, job_id=claim.job.id, attempt=claim.lease.attempt
@@ -78,6 +88,9 @@ async def _attempt(bench: Bench, claim: Claim) -> None:
     outcome = await _outcome(bench, running)
     job = None if outcome is None else await _settle(bench, running, outcome)
     await _tell(bench, running, job)
+    del bench.hands.running[claim.job.id]
+    fell_back = isinstance(outcome, Retry) and outcome.target is not None
+    return fell_back and job is not None and job.status not in TERMINAL
 
 
 async def _outcome(bench: Bench, running: Running) -> Outcome | None:
@@ -91,57 +104,71 @@ async def _outcome(bench: Bench, running: Running) -> Outcome | None:
         running.stop("handed_back")
         await asyncio.wait({running.task})
     try:
-        return _stopped(running) if running.task.cancelled() else _ended(running)
+        return _stopped(running) if running.task.cancelled() else await _ended(bench, running)
     except Exception as error:
         return _broke(error)
 
 
 def _stopped(running: Running) -> Outcome | None:
     """What it means that the stream was stopped."""
-    said = _said(running)
     match running.why:
         case "cancelled":
-            return Cancelled(said)
-        case "handed_back" if running.transcript.spoke and _read_live(running.claim.job):
+            return Cancelled(running.said(billed=True))
+        case "handed_back" if running.committed:
             # No other attempt could go on from here; so its reader need not wait for one.
-            return Failed(Fault.of(WorkerLost("The worker had to stop in mid-answer.")), said)
+            fault = Fault.of(WorkerLost("The worker had to stop in mid-answer."))
+            return Failed(fault, running.said())
         case "handed_back":
-            return HandedBack(said)
+            return HandedBack(running.said())
         case _:
             return None
 
 
-def _ended(running: Running) -> Outcome:
+async def _ended(bench: Bench, running: Running) -> Outcome:
     """What the stream's end means: its own outcome, or a decision about its failure."""
     assert running.task is not None
     error = running.task.exception()
-    if error is None:
-        return running.task.result()
     if isinstance(error, TimeoutError):
         error = UpstreamTimeout("The attempt took longer than it may in all.")
+    if isinstance(error, UpstreamError) and error.upstream_status is not None:
+        running.upstream_status = error.upstream_status
+    if running.called_at is not None and running.model is not None:
+        await bench.breakers.heard(running.model.name, error, age=running.age)
+    if error is None:
+        return running.task.result()
     if not isinstance(error, ServiceError):
-        return replace(_broke(error), said=_said(running))
-    claim, job = running.claim, running.claim.job
+        return replace(_broke(error), said=running.said())
+    claim = running.claim
     decided = retry.after_failure(
         error,
         tries=claim.tries,
-        max_attempts=job.max_attempts,
-        spoke=running.transcript.spoke,
-        read_live=_read_live(job),
+        max_attempts=claim.job.max_attempts,
+        committed=running.committed,
+        targets=running.targets,
+        called=running.called,
     )
     log.info("attempt_failed", code=error.code, decision=type(decided).__name__.lower())
-    return replace(decided, said=_said(running))
+    decided = replace(decided, said=running.said())
+    if isinstance(decided, Failed) and claim.job.target > 0:
+        rejected = isinstance(error, UpstreamRejected)
+        return await _in_all(bench, claim.job, decided, rejected=rejected)
+    return decided
+
+
+async def _in_all(bench: Bench, job: Job, failed: Failed, *, rejected: bool) -> Failed:
+    """The end of a job that has fallen back before."""
+    try:
+        tries = await bench.tx.read(jobs.attempts, job.id)
+    except Unavailable:
+        return failed
+    fault = retry.in_all(failed, tries, rejected=rejected)
+    return replace(failed, fault=fault)
 
 
 def _broke(error: BaseException) -> Failed:
     """A bug of ours: it would be the same the next time."""
     log.error("attempt_broke", exc_info=error)
     return Failed(Fault.of(InternalError("Something went wrong on our side; it has been logged.")))
-
-
-def _read_live(job: Job) -> bool:
-    """Whether a reader may have seen text that cannot be unsaid."""
-    return job.stream and not job.background
 
 
 async def _stream(bench: Bench, running: Running) -> Outcome:
@@ -152,7 +179,7 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
         return Cancelled()
     every = 0.0 if job.stream else UNREAD_EVERY
     try:
-        if job.attempt > 1 and _read_live(job) and (said := await _said_before(bench, running)):
+        if job.attempt > 1 and running.read_live and (said := await _said_before(bench, running)):
             lost = WorkerLost("The worker was lost after it had begun to answer.")
             return Failed(Fault.of(lost), said)
         running.log = await bench.publisher.open(job.id, job.attempt, every=every)
@@ -162,14 +189,13 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
     if running.log is None:  # the row was put back to an older attempt: catch up with the log
         return HandedBack()
     running.log.on_fenced = partial(running.stop, "fenced")
-    model = running.model = bench.catalog.find(job.model)
-    upstream = bench.upstreams.get(model.upstream)
-    if upstream is None:
-        raise ModelUnavailable(f"This worker has no key for the upstream of {job.model!r}.")
+    upstreams = bench.upstreams  # a reload puts others in their place
+    model = await _choose(bench, running, request, upstreams)
+    running.called_at = time.monotonic()
     async with (
         asyncio.timeout(bench.settings.attempt_timeout.total_seconds()),
         aclosing(
-            upstream.stream(
+            upstreams[model.upstream].stream(
                 request,
                 model=model.upstream_model,
                 max_output_tokens=model.max_output_tokens,
@@ -177,83 +203,36 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
         ) as batches,
     ):
         async for batch in batches:
-            _take(running, batch)
+            running.upstream_status = 200
+            running.hear(batch)
             await bench.publisher.room()
-    return Completed(_said(running))
+    running.publish()
+    return Completed(running.said(billed=True))
+
+
+async def _choose(
+    bench: Bench, running: Running, request: dict[str, Any], upstreams: Mapping[str, Upstream]
+) -> Model:
+    """The model to call. Raises `ModelUnavailable`, or `ModelNotFound`."""
+    job = running.claim.job
+    chain = targets.chain(bench.catalog, job, request)
+    running.targets = targets.at_hand(chain, job.target, upstreams)
+    if not running.targets:
+        raise ModelUnavailable(f"This worker has no key for any upstream of {job.model!r}.")
+    running.called = await bench.breakers.first(running.targets)
+    return running.targets[running.called].model
 
 
 async def _said_before(bench: Bench, running: Running) -> Said | None:
     """What a reader has seen of the attempt before this one; None when that had not spoken."""
     entries = streams.newest(await streams.read(bench.redis, running.claim.job.id))
-    logged = [entry for entry in entries if entry.kind == streams.DELTAS]
-    lines = [line for entry in logged for line in entry.deltas]
-    heard = Transcript()
-    for chunk in map(orjson.loads, lines):
-        heard.add(chunk.get("choices") or [], chunk)
-    if not heard.spoke:
+    spoken = [entry for entry in entries if entry.kind == streams.DELTAS]
+    if not spoken:
         return None
-    running.transcript = heard
-    return _kept(running, lines, logged[0].first_seq)
-
-
-def _take(running: Running, batch: list[Delta]) -> None:
-    """Write what was said into the transcript and the log."""
-    transcript, lines = running.transcript, []
-    for delta in batch:
-        if delta.usage is not None:
-            running.usage = delta.usage
-        transcript.add(delta.choices, delta.extra)
-        if delta.raw:
-            lines.append(delta.raw)
-    if running.first_delta_at is None and transcript.spoke:
-        running.first_delta_at = clock.now()
-    if lines and running.log is not None:
-        running.log.append(lines, transcript.characters)
-
-
-def _said(running: Running) -> Said:
-    """What the model said in this attempt, as it is kept."""
-    job_log = running.log
-    return Said() if job_log is None else _kept(running, job_log.lines, job_log.first_seq)
-
-
-def _kept(running: Running, lines: list[bytes], first_seq: int) -> Said:
-    job, model = running.claim.job, running.model
-    response = running.transcript.completion(
-        id=ids.COMPLETION + job.id,
-        created=clock.seconds(job.created_at) or 0,
-        model=job.model,
-        usage=running.usage,
-    )
-    usage = _usage(running, response)
-    if usage is not running.usage:
-        response["usage"] = usage
-    return Said(
-        response=orjson.dumps(response),
-        log=b"\n".join(lines),
-        first_seq=first_seq,
-        deltas=len(lines),
-        characters=running.transcript.characters,
-        usage=usage,
-        usage_estimated=usage is not running.usage,
-        first_delta_at=running.first_delta_at,
-        model=model.name if model else None,
-        provider=model.upstream if model else None,
-        served_model=model.upstream_model if model else None,
-    )
-
-
-def _usage(running: Running, response: dict[str, Any]) -> dict[str, Any] | None:
-    """What was used: by the upstream's count, or by ours of what it has not counted to the end."""
-    counted = running.usage
-    if running.claim.job.held is None or (counted is not None and running.why is None):
-        return counted
-    counted = counted or {}
-    request = orjson.loads(running.claim.request)
-    prompt = counted.get("prompt_tokens") or prices.prompt_tokens(request)
-    said = max(counted.get("completion_tokens") or 0, prices.completion_tokens(response))
-    totals = {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
-    return {**counted, **totals}
+    lines = [line for entry in spoken for line in entry.deltas]
+    for chunk in map(orjson.loads, lines):
+        running.transcript.add(chunk.get("choices") or [], chunk)
+    return running.kept(lines, spoken[0].first_seq)
 
 
 async def _settle(bench: Bench, running: Running, outcome: Outcome) -> Job | None:

@@ -1,14 +1,15 @@
 """Everything one worker process works with, opened and closed in the right order."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import aiohttp
 import structlog
 from redis.asyncio import Redis
 
-from shared import catalog, connections, db, queue
+from shared import catalog, connections, db, queue, reload
 from shared.catalog import Catalog
 from workers import upstreams
 from workers.control import Control
@@ -16,6 +17,7 @@ from workers.hands import Hands
 from workers.heartbeat import Heartbeat
 from workers.publisher import Publisher
 from workers.settings import WorkerSettings
+from workers.targets import Breakers
 from workers.upstreams.protocol import Upstream
 
 log = structlog.get_logger()
@@ -34,18 +36,29 @@ class Bench:
         tx: db.Transactions,
         redis: Redis,
         catalog: Catalog,
-        upstreams: dict[str, Upstream],
+        open_upstreams: Callable[[Catalog], dict[str, Upstream]],
     ) -> None:
         self.settings = settings
         self.tx = tx
         self.redis = redis
         self.catalog = catalog
-        self.upstreams = upstreams
+        self.upstreams = open_upstreams(catalog)
+        self._open_upstreams = open_upstreams
         self.publisher = Publisher(redis, bound=settings.publish_buffer)
+        self.breakers = Breakers(redis)
         self.hands = Hands()
         self.draining = False
-        served = [name for name, model in catalog.models.items() if model.upstream in upstreams]
-        self.heartbeat = Heartbeat(settings, tx, redis, models=sorted(served), hands=self.hands)
+        self.heartbeat = Heartbeat(settings, tx, redis, models=self._served(), hands=self.hands)
+
+    def reload(self) -> None:
+        """Read the catalogue anew. Attempts under way end with the upstream they have."""
+        self.catalog = reload.again(self.settings.catalog, self.catalog)
+        self.upstreams = self._open_upstreams(self.catalog)
+        self.heartbeat.offer(self._served())
+
+    def _served(self) -> list[str]:
+        models = self.catalog.models.items()
+        return sorted(name for name, model in models if model.upstream in self.upstreams)
 
     async def drain(self) -> None:
         """Take no more jobs, let those that run finish for a while, hand the rest back."""
@@ -71,8 +84,8 @@ async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60), auto_decompress=True
     ) as session:
-        opened = upstreams.open_upstreams(session, models, settings)
-        bench = Bench(settings, tx=tx, redis=redis, catalog=models, upstreams=opened)
+        opener = partial(upstreams.open_upstreams, session, settings=settings)
+        bench = Bench(settings, tx=tx, redis=redis, catalog=models, open_upstreams=opener)
         control = Control(settings, tx, redis, celery)
         bench.publisher.start()
         await bench.heartbeat.start()

@@ -49,7 +49,7 @@ class Heartbeat:
         """The lease to claim under; None while there is none."""
         self._tx = tx
         self._redis = redis
-        self._models = models
+        self._models = self._offered = models
         self._slots = settings.worker_concurrency
         self._hands = hands
         self._former: list[str] = []
@@ -92,8 +92,12 @@ class Heartbeat:
         """Whether the lease can be trusted now."""
         return self.worker_id is not None and time.monotonic() < self._until
 
+    def offer(self, models: Sequence[str]) -> None:
+        """Serve these models from now on; the next beat says so."""
+        self._models = models
+
     async def _register(self) -> str:
-        worker_id = leases.new_id()
+        worker_id, models = leases.new_id(), self._models
         sent = 0.0
 
         async def register() -> None:
@@ -104,12 +108,13 @@ class Heartbeat:
                 worker_id=worker_id,
                 pid=os.getpid(),
                 slots=self._slots,
-                models=self._models,
+                models=models,
             )
 
         await insist(register, worth_it=lambda: True)
         self.worker_id, self._until = worker_id, sent + self._trusted
-        log.info("lease_taken", worker_id=worker_id, models=self._models)
+        self._offered = models
+        log.info("lease_taken", worker_id=worker_id, models=models)
         return worker_id
 
     async def _run(self) -> None:
@@ -132,6 +137,7 @@ class Heartbeat:
                 if held is not None:
                     self._until = sent + self._trusted
                     await self._reconcile(worker_id, held)
+                    await self._say_what_is_offered(worker_id)
         except (Unavailable, TimeoutError) as error:
             log.warning("beat_missed", error=str(error))
         if lost or time.monotonic() >= self._until:
@@ -152,6 +158,12 @@ class Heartbeat:
         if unknown:
             log.warning("handed_back_unknown", jobs=[one.job_id for one in unknown])
             await self._tx(leases.hand_back, worker_id, unknown)
+
+    async def _say_what_is_offered(self, worker_id: str) -> None:
+        models = self._models
+        if models != self._offered:
+            await self._tx(leases.offer, worker_id, models)
+            self._offered = models
 
     def _fence(self, worker_id: str) -> None:
         """Stop every upstream call; the next tick registers anew."""

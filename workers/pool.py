@@ -8,8 +8,9 @@ of Celery's own code runs in its own thread and in order.
 
 `async def` tasks are called directly: Celery's tracer is synchronous and keeps the current task
 per thread, so they have no `self.request`, no retry, no signals. Plain `def` tasks keep the tracer
-and run in a thread. The app may have two attributes: `lifespan()`, an async context manager that
-lives as long as the loop, and `async def drain()`, which lets go of the work when the worker stops.
+and run in a thread. The app may have three attributes: `lifespan()`, an async context manager that
+lives as long as the loop, `async def drain()`, which lets go of the work when the worker stops, and
+`reload()`, which the loop calls on SIGHUP; Celery's own answer to that is to start over.
 """
 
 import asyncio
@@ -35,6 +36,8 @@ from celery.platforms import EX_FAILURE, EX_OK
 from celery.signals import setup_logging
 from celery.utils.saferepr import saferepr
 from celery.worker import state
+
+from shared.hangup import on_hangup
 
 CANCEL_WITHIN = 10.0
 """Seconds that cancelled tasks have to clean up when the worker stops."""
@@ -106,6 +109,8 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
 
     def on_start(self) -> None:
         """Start the loop and enter the app's lifespan; raises what the lifespan raised."""
+        if (reload := getattr(self.app, "reload", None)) is not None:
+            on_hangup(partial(self._tell_loop, reload))
         self._thread.start()
         try:
             while not self._started.wait(0.1):

@@ -29,6 +29,7 @@ OUTCOMES: dict[str, Outcome] = {
     "failed": Failed(FAULT, SAID),
     "cancelled": Cancelled(SAID),
     "retry": Retry(FAULT, timedelta(hours=1), SAID),
+    "fell_back": Retry(FAULT, timedelta(), SAID, target=1),
     "handed_back": HandedBack(SAID),
 }
 
@@ -127,9 +128,10 @@ def test_an_outcome_is_written_down(sessions: Sessions, word: str) -> None:
         kept, tried = jobs.content(session, lease.job_id), attempt_of(session, lease)
     assert job is not None
     assert (tried.outcome, tried.usage) == (word, SAID.usage)
+    assert (tried.model, tried.upstream_status) == (SAID.model, SAID.upstream_status)
     assert tried.ended_at is not None
     assert tried.first_delta_at == SAID.first_delta_at
-    if word in ("retry", "handed_back"):
+    if word in ("retry", "fell_back", "handed_back"):
         assert (job.status, job.worker_id, job.completed_at) == ("queued", None, None)
         assert kept.response is kept.log is None
     else:
@@ -138,7 +140,7 @@ def test_an_outcome_is_written_down(sessions: Sessions, word: str) -> None:
         assert kept.response == SAID.response
         assert kept.log is not None
         assert (streams.unpack(kept.log), kept.log_first_seq) == (SAID.log.split(b"\n"), 3)
-    failed = word in ("failed", "retry")
+    failed = word in ("failed", "retry", "fell_back")
     assert (tried.error is not None and tried.error["code"] == FAULT.code) == failed
 
 

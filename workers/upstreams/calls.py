@@ -94,6 +94,9 @@ class Caller:
                 piece = await self._read(response, silence, reader)
             reader.check_ending()
             await _part(response)
+        except UpstreamError as error:
+            error.upstream_status = response.status
+            raise
         finally:
             silence.stop()
             response.close()

@@ -38,6 +38,7 @@ class _Chunks:
         self._seen: set[int] = set()
         self._finished: set[int] = set()
         self._calls: dict[int, _CallNumbers] = {}
+        self._untold: dict[str, Any] = {}
 
     @property
     def complete(self) -> bool:
@@ -55,10 +56,7 @@ class _Chunks:
 
     def take(self, chunk: dict[str, Any]) -> Delta | None:
         """A chunk as a delta; None when nothing is in it. Raises `UpstreamError` if it is one."""
-        error = chunk.get("error")
-        if error is None and "choices" not in chunk and "message" in chunk:
-            error = chunk
-        if error:
+        if error := _error_in(chunk):
             raise failures.in_band(error, secret=self._secret)
         usage = chunk.pop("usage", None)
         for name in OURS:
@@ -66,12 +64,18 @@ class _Chunks:
         choices = chunk.get("choices") or []
         for choice in choices:
             self._note(choice)
+        if choices:
+            chunk, self._untold = {**chunk, **self._untold}, {}
         extra = {name: value for name, value in chunk.items() if name != "choices"}
-        if usage and not choices:
+        if choices:
+            return Delta(choices, orjson.dumps(chunk), usage, extra or None)
+        if usage:
             # Asked for by us, not by the caller, whatever else its server puts into it.
             return Delta([], b"", usage, extra or None)
-        if choices or any(extra[name] is not None for name in extra.keys() - STEADY):
-            return Delta(choices, orjson.dumps(chunk), usage, extra or None)
+        if any(extra[name] is not None for name in extra.keys() - STEADY):
+            # Clients read `choices[0]` of every chunk: the next that has one tells this as well.
+            self._untold = extra
+            return Delta([], b"", None, extra)
         return None
 
     def _note(self, choice: dict[str, Any]) -> None:
@@ -79,7 +83,8 @@ class _Chunks:
         if not _well_formed(choice):
             raise TypeError("not a choice")
         self._seen.add(index)
-        for call in (choice.get("delta") or {}).get("tool_calls") or ():
+        choice["delta"] = _plain(choice.get("delta") or {})
+        for call in choice["delta"].get("tool_calls") or ():
             call["index"] = self._calls.setdefault(index, _CallNumbers()).of(call)
         if reason := choice.get("finish_reason"):
             if reason == "error":
@@ -181,6 +186,12 @@ class ChatBody(_Chunks):
         return [delta for delta in taken if delta is not None]
 
 
+def _error_in(chunk: dict[str, Any]) -> Any:
+    """The error that a chunk carries, or is."""
+    bare = "choices" not in chunk and "message" in chunk
+    return chunk.get("error") or (chunk if bare else None)
+
+
 def _well_formed(choice: dict[str, Any]) -> bool:
     """Whether those who read the delta will find the types they count on; raises if far from it."""
     delta = choice.get("delta")
@@ -197,6 +208,15 @@ def _well_formed(choice: dict[str, Any]) -> bool:
         and all(place is None or type(place) is int for place in places)
         and (reason is None or type(reason) is str)
     )
+
+
+def _plain(delta: dict[str, Any]) -> dict[str, Any]:
+    """A delta without null content, which clients print; one that opens a text has none yet."""
+    if delta.get("content", "") is not None:
+        return delta
+    opens = "role" in delta and not delta.get("tool_calls")
+    said = {name: value for name, value in delta.items() if name != "content"}
+    return {**said, "content": ""} if opens else said
 
 
 def _as_delta(message: dict[str, Any]) -> dict[str, Any]:
