@@ -10,6 +10,7 @@ from sqlmodel import Session, col, select
 
 from shared import ids, invariants
 from shared.invariants import Kept, Records
+from shared.ledger import HOLD, RELEASE
 from shared.lifecycle import JobStatus
 from shared.tables import (
     Account,
@@ -121,10 +122,9 @@ def _records(session: Session, after: str) -> list[Records]:
     for pair in session.exec(select(JobMetadata).where(col(JobMetadata.job_id).in_(job_ids))):
         pairs[pair.job_id][pair.key] = pair.value
     kept = _said(session, job_ids)
-    charges = select(LedgerEntry.job_id).where(
-        col(LedgerEntry.job_id).in_(job_ids), col(LedgerEntry.kind) == "charge"
-    )
-    charged = set(session.exec(charges))
+    moved: dict[str, dict[str, int]] = {job_id: {} for job_id in job_ids}
+    for entry in session.exec(select(LedgerEntry).where(col(LedgerEntry.job_id).in_(job_ids))):
+        moved[str(entry.job_id)][entry.kind] = entry.credits
     holders = {job.worker_id for job in jobs if job.status == JobStatus.IN_PROGRESS}
     alive = set(
         session.exec(select(Worker.id).where(col(Worker.id).in_(holders), col(Worker.alive)))
@@ -135,7 +135,7 @@ def _records(session: Session, after: str) -> list[Records]:
             tries=tries[job.id],
             kept=kept.get(job.id),
             pairs=pairs[job.id],
-            charged=job.id in charged,
+            entries=moved[job.id],
             held=job.worker_id in alive,
         )
         for job in jobs
@@ -180,24 +180,27 @@ def _keys(session: Session, after: tuple[str, str, str] | str) -> Page:
 
 
 def _balances(session: Session, after: str) -> Page:
-    """What an account can spend is the sum of what the ledger says.
-
-    Holds and charges of single jobs belong to the rules of `shared.invariants`.
-    """
-    entries = select(func.coalesce(func.sum(LedgerEntry.credits), 0))
-    total = entries.where(col(LedgerEntry.account_id) == col(Account.id)).scalar_subquery()
-    balances = select(Account.id, Account.credits, total).where(col(Account.id) > after)
-    page = session.exec(balances.order_by(col(Account.id)).limit(AT_ONCE)).all()
+    """What an account can spend, and what is set aside of it, is what the ledger says."""
+    of_it = col(LedgerEntry.account_id) == col(Account.id)
+    entries = select(func.coalesce(func.sum(LedgerEntry.credits), 0)).where(of_it)
+    holds = entries.where(col(LedgerEntry.kind).in_((HOLD, RELEASE)))
+    balances = select(Account, entries.scalar_subquery(), holds.scalar_subquery())
+    onward = balances.where(col(Account.id) > after).order_by(col(Account.id)).limit(AT_ONCE)
+    page = session.exec(onward).all()
     flaws = [
         Flaw(
             "balance_is_the_ledgers",
-            account_id,
-            f"It has {credits} nano-credits, and its ledger adds up to {summed}.",
+            account.id,
+            f"It has {has} nano-credits {where}, and its ledger adds up to {summed}.",
         )
-        for account_id, credits, summed in page
-        if credits != summed
+        for account, total, moved in page
+        for has, summed, where in (
+            (account.credits, total, "to spend"),
+            (account.held, -moved, "set aside"),
+        )
+        if has != summed
     ]
-    return Page(len(page), flaws, page[-1][0] if len(page) == AT_ONCE else None)
+    return Page(len(page), flaws, page[-1][0].id if len(page) == AT_ONCE else None)
 
 
 LOOKS: Final[Mapping[str, Callable[[Session, Any], Page]]] = {

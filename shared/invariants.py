@@ -10,6 +10,7 @@ import orjson
 
 from shared import ids, streams
 from shared.chat import Transcript
+from shared.ledger import CHARGE, HOLD, RELEASE
 from shared.lifecycle import NEXT, TERMINAL, JobStatus
 from shared.tables import Attempt, Job
 
@@ -33,8 +34,8 @@ class Records:
     kept: Kept | None
     pairs: Mapping[str, str]
     """Its metadata, as lists are filtered by it."""
-    charged: bool
-    """The ledger has a charge for it."""
+    entries: Mapping[str, int]
+    """What the ledger says of it: nano-credits by kind."""
     held: bool
     """Its worker's lease is alive."""
 
@@ -44,7 +45,7 @@ Rule = Callable[[Records], Iterable[str]]
 
 LOST: Final = frozenset({"lost", "late"})
 """A worker that was presumed dead, whether or not it was heard of again."""
-AGAIN: Final = frozenset({"retry", "handed_back", *LOST})
+AGAIN: Final = frozenset({"retry", "fell_back", "handed_back", *LOST})
 """Outcomes after which a job may have another attempt, or end while it waits for one."""
 LAST: Final[Mapping[str, frozenset[str | None]]] = {
     JobStatus.QUEUED: AGAIN,
@@ -115,19 +116,27 @@ def tries_are_counted(records: Records) -> Iterator[str]:
     """What was lost and what was forgiven is what its attempts say."""
     job = records.job
     outcomes = [tried.outcome for tried in records.tries]
-    words = Counter(outcomes)
-    lost, handed_back = sum(words[word] for word in LOST), words["handed_back"]
-    # One that was handed back because it had been asked to stop has stopped: nothing to forgive.
-    stopped = job.status == JobStatus.CANCELLED and outcomes[-1:] == ["handed_back"]
+    lost, forgivable = sum(word in LOST for word in outcomes), _forgivable(outcomes)
+    if job.status == JobStatus.CANCELLED:
+        # One that was to be followed by another, and had been asked to stop, was not forgiven.
+        forgivable |= _forgivable(outcomes[:-1])
     tries = job.attempt - job.forgiven
     return _unless(
         (job.losses == lost, f"It counts {job.losses} losses, its attempts {lost}."),
         (
-            handed_back - stopped <= job.forgiven <= handed_back + lost,
-            f"It forgave {job.forgiven} attempts; {handed_back} were handed back, {lost} lost.",
+            job.forgiven in forgivable,
+            f"It forgave {job.forgiven} attempts; by its attempts, {sorted(forgivable)}.",
         ),
         (tries <= job.max_attempts, f"It had {tries} tries of {job.max_attempts}."),
     )
+
+
+def _forgivable(outcomes: Sequence[str | None]) -> set[int]:
+    """How many attempts may be forgiven: all before it fell back, what was handed back since."""
+    before = max((n for n, word in enumerate(outcomes, 1) if word == "fell_back"), default=0)
+    since = Counter(outcomes[before:])
+    least = before + since["handed_back"]
+    return set(range(least, least + sum(since[word] for word in LOST) + 1))
 
 
 def content_is_there(records: Records) -> Iterator[str]:
@@ -220,10 +229,28 @@ def metadata_is_found(records: Records) -> Iterator[str]:
     )
 
 
-def expired_is_free(records: Records) -> Iterator[str]:
-    """A job that could not start in time costs nothing."""
-    expired = records.job.status == JobStatus.EXPIRED
-    return _unless((not (expired and records.charged), "It expired, and was charged."))
+def money_moved_once(records: Records) -> Iterator[str]:
+    """What was held is held until the end, and then released, and what it cost is charged."""
+    job = records.job
+    expected = {}
+    if job.held is not None:
+        expected[HOLD] = -job.held
+        if job.status in TERMINAL:
+            expected[RELEASE] = job.held
+        if job.cost:
+            expected[CHARGE] = -job.cost
+    free = job.status not in (JobStatus.COMPLETED, JobStatus.CANCELLED)
+    return _unless(
+        (
+            dict(records.entries) == expected,
+            f"Its entries are {dict(records.entries)} and should be {expected}.",
+        ),
+        (not (free and job.cost), f"It is {job.status}, and cost {job.cost} nano-credits."),
+        (
+            (job.cost is not None) == (job.held is not None and job.status in TERMINAL),
+            f"It is {job.status}, held {job.held} nano-credits, and its cost is {job.cost}.",
+        ),
+    )
 
 
 def lease_is_alive(records: Records) -> Iterator[str]:
@@ -243,7 +270,7 @@ RULES: Final[Sequence[Rule]] = (
     result_is_whole,
     log_retells_result,
     metadata_is_found,
-    expired_is_free,
+    money_moved_once,
     lease_is_alive,
 )
 PASSING: Final[frozenset[Rule]] = frozenset({lease_is_alive})

@@ -54,6 +54,8 @@ class Submission:
     """Nano-credits to set aside: the most it may cost; 0 when it is free."""
     prices: dict[str, list[str]] | None = None
     """What each model that may answer it costs now, by name: `Prices.snapshot`."""
+    tokens: int = 0
+    """About how many it may take, prompt and completion together; what rate limits reckon with."""
     fingerprint: bytes | None = None
     """Of the request, if it may come again by itself; see `shared.idempotency`."""
     job_id: str = field(default_factory=ids.new_id)
@@ -65,10 +67,10 @@ def submit(session: Session, new: Submission) -> Job:
 
 
 def submit_all(session: Session, many: Sequence[Submission]) -> list[Job]:
-    """Accept all of them, or, when one raises, none. Raises `InsufficientCredits`."""
+    """Accept all of them, or, when one raises, none. Raises what `ledger.hold` does."""
     holds = {new.job_id: new.hold for new in many if new.hold}
     if holds:
-        ledger.hold(session, many[0].account_id, holds)
+        ledger.hold(session, many[0].account_id, holds, key_id=many[0].key_id)
     # With plain values the rows travel together: a thousand take two statements, not thousands.
     now = session.execute(select(database_now())).scalar_one()
     rows = [_row(new, now) for new in many]

@@ -11,8 +11,9 @@ from datetime import timedelta
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
+from shared import allowances
 from shared.errors import InsufficientCredits
-from shared.prices import NANO
+from shared.prices import NANO, shown
 from shared.tables import Account, Job, LedgerEntry
 
 GRANT, HOLD, RELEASE, CHARGE = "grant", "hold", "release", "charge"
@@ -20,15 +21,22 @@ HELD_FOR = timedelta(seconds=5)
 """After which it is worth asking again when what is missing is only set aside."""
 
 
-def grant(session: Session, account_id: str, nano_credits: int, *, note: str) -> None:
+def grant(session: Session, account_id: str, nano_credits: int, *, note: str) -> LedgerEntry:
     """Give an account `nano_credits` to spend."""
     balance = update(Account).where(col(Account.id) == account_id)
     session.execute(balance.values(credits=col(Account.credits) + nano_credits))
-    session.add(LedgerEntry(account_id=account_id, kind=GRANT, credits=nano_credits, note=note))
+    entry = LedgerEntry(account_id=account_id, kind=GRANT, credits=nano_credits, note=note)
+    session.add(entry)
+    return entry
 
 
-def hold(session: Session, account_id: str, holds: Mapping[str, int]) -> None:
-    """Set aside the most that these jobs may cost, all or none. Raises `InsufficientCredits`."""
+def hold(
+    session: Session, account_id: str, holds: Mapping[str, int], *, key_id: str | None = None
+) -> None:
+    """Set aside the most that these jobs may cost, all or none.
+
+    Raises `InsufficientCredits`, or `KeyLimitReached` for what the key may not spend.
+    """
     total = sum(holds.values())
     enough = update(Account).where(col(Account.id) == account_id, col(Account.credits) >= total)
     moved = session.execute(
@@ -39,6 +47,7 @@ def hold(session: Session, account_id: str, holds: Mapping[str, int]) -> None:
     )
     if moved.first() is None:
         raise _insufficient(session, account_id, total)
+    allowances.take(session, key_id, total)
     session.add_all(
         LedgerEntry(account_id=account_id, job_id=job_id, kind=HOLD, credits=-nano)
         for job_id, nano in holds.items()
@@ -48,20 +57,16 @@ def hold(session: Session, account_id: str, holds: Mapping[str, int]) -> None:
 def _insufficient(session: Session, account_id: str, required: int) -> InsufficientCredits:
     account = session.get_one(Account, account_id, populate_existing=True)
     available, held = account.credits, account.held
-    said = f"It may cost {_shown(required)} credits, and {_shown(available)} are available"
+    said = f"It may cost {shown(required)} credits, and {shown(available)} are available"
     details = {"required": required / NANO, "available": available / NANO, "held": held / NANO}
     if available + held >= required:
         return InsufficientCredits(
-            f"{said}; {_shown(held)} more are set aside for jobs that have not ended.",
+            f"{said}; {shown(held)} more are set aside for jobs that have not ended.",
             code="credits_held",
             retry_after=HELD_FOR,
             details=details,
         )
     return InsufficientCredits(f"{said}.", details=details)
-
-
-def _shown(nano: int) -> str:
-    return f"{nano / NANO:.9f}".rstrip("0").rstrip(".")
 
 
 def settle(session: Session, job: Job, cost: int) -> int:
@@ -77,6 +82,8 @@ def settle(session: Session, job: Job, cost: int) -> int:
     charged = min(cost, job.held + account.credits)
     account.credits += job.held - charged
     account.held -= job.held
+    if job.key_id is not None and job.held != charged:
+        allowances.give_back(session, job, job.held - charged)
     entries = {RELEASE: job.held, CHARGE: -charged}
     session.add_all(
         LedgerEntry(account_id=job.account_id, job_id=job.id, kind=kind, credits=nano)

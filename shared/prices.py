@@ -4,7 +4,8 @@ Integers throughout, in nano-credits (10^-9 credit); a fraction of one is rounde
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -22,6 +23,9 @@ BYTES_PER_TOKEN: Final = 3
 MESSAGE_TOKENS: Final = 8
 """What a message costs beside its text."""
 IMAGE_TOKENS: Final = 1_600
+CHARACTERS_PER_TOKEN: Final = 8
+"""More than any tokenizer reaches on average, so that an estimate errs downwards."""
+_RUN: Final = re.compile(r"(.)\1{3,}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,20 @@ class Prices:
 
     def bound(self, prompt: int, completion: int) -> int:
         """The most that so many tokens can cost, wherever they are counted."""
-        dearest = max(self.input, self.cached_input, self.cache_write)
-        return math.ceil(prompt * dearest + completion * self.output)
+        return math.ceil(prompt * self._dearest + completion * self.output)
+
+    def affords(self, nano: int, prompt: int) -> int:
+        """How many tokens of output so many nano-credits are enough for, after the prompt."""
+        return math.floor((nano - prompt * self._dearest) / self.output)
+
+    @property
+    def _dearest(self) -> Decimal:
+        return max(self.input, self.cached_input, self.cache_write)
+
+
+def shown(nano: int) -> str:
+    """So many nano-credits, in credits, as a sentence has them."""
+    return str((Decimal(nano) / NANO).normalize().__format__("f"))
 
 
 def _count(counts: Mapping[str, Any], name: str) -> int:
@@ -101,6 +117,30 @@ def prompt_tokens(request: Mapping[str, Any]) -> int:
     written = {name: text(request.get(name)) for name in INPUT_FIELDS if request.get(name)}
     size = sum(len(orjson.dumps(each)) for each in written.values())
     return -(-size // BYTES_PER_TOKEN) + MESSAGE_TOKENS * len(messages) + IMAGE_TOKENS * pictures
+
+
+def least_prompt_tokens(request: Mapping[str, Any], *, window: int) -> int:
+    """Fewer tokens than a request's messages have by any tokenizer's count.
+
+    In ordinary text, of whatever language, no tokenizer's tokens have as many characters on average
+    as here. A run of one character may be a single token: what seems to exceed the `window` is
+    counted again without runs. Pictures count nothing.
+    """
+    texts = list(_texts(request.get("messages") or ()))
+    least = sum(map(len, texts)) // CHARACTERS_PER_TOKEN
+    if least > window:
+        least = sum(len(_RUN.sub(r"\1", text)) for text in texts) // CHARACTERS_PER_TOKEN
+    return least
+
+
+def _texts(messages: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            yield content
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part.get("text"), str):
+                yield part["text"]
 
 
 INPUT_FIELDS: Final = ("messages", "tools", "functions", "response_format", "system")

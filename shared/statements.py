@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import ColumnElement, Integer, cast, func
 from sqlmodel import Session, col, select
 
+from shared import ids
 from shared.errors import InvalidRequest
 from shared.tables import Account, Job, LedgerEntry
 
@@ -38,7 +39,7 @@ def entries(
     """
     query = select(LedgerEntry).where(col(LedgerEntry.account_id) == account_id)
     if after is not None:
-        known = session.get(LedgerEntry, after)
+        known = session.get(LedgerEntry, after) if ids.is_prefixed(after, "") else None
         if known is None or known.account_id != account_id:
             raise InvalidRequest("There is no such entry to go on after.", param="after")
         query = query.where(col(LedgerEntry.id) < after)

@@ -21,7 +21,7 @@ from shared.tables import Job
 FAULT = Fault(502, "upstream_error", "upstream_error", "The model fell over.", retryable=True)
 SAID = Said(
     response=b'{"choices":[]}', log=b'{"a":1}\n{"a":2}', first_seq=3, deltas=2, characters=9,
-    usage={"total_tokens": 5}, first_delta_at=1_700_000_000_000,
+    usage={"total_tokens": 5}, first_delta_at=1_700_000_000_000, model="test", upstream_status=200,
 )  # fmt: skip
 BODY = b'{"messages":[]}'
 R = TypeVar("R")
@@ -131,7 +131,8 @@ def spoken(job: Job, *words: str) -> Said:
         log=b"\n".join(orjson.dumps({"choices": [chunk]}) for chunk in chunks),
         deltas=len(chunks),
         characters=transcript.characters,
-        usage={"total_tokens": 5},
+        usage={"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5},
+        model="test",
     )
 
 

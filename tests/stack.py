@@ -13,7 +13,8 @@ import httpx
 import openai
 from sqlmodel import Session
 
-from shared import audit, db, keys
+from shared import accounts, audit, db, keys, ledger
+from shared.prices import NANO
 from tests.fakes.upstream import ScriptedUpstream
 from tests.valkey import free_port
 
@@ -29,6 +30,7 @@ context_window = 8192
 max_output_tokens = 4096
 free = true
 """
+FREE = "free = true"
 T = TypeVar("T")
 STARTS_WITHIN = 30.0
 SHORT = {"SLUICE_DRAIN": "3", "SLUICE_HINT_TTL": "3", "SLUICE_SHUTDOWN_GRACE": "1"}
@@ -132,9 +134,9 @@ class Stack:
         self.offer("test", *(f"test-{number}" for number in range(20)))
         self.key = self.mint("ours")
 
-    def offer(self, *names: str) -> None:
+    def offer(self, *names: str, price: str = FREE) -> None:
         """Put these models into the catalogue of processes that start from now on."""
-        models = "".join(MODEL.format(name=name) for name in names)
+        models = "".join(MODEL.format(name=name).replace(FREE, price) for name in names)
         text = CATALOG.format(base_url=self.upstream.base_url) + models
         (self.home / "models.toml").write_text(text)
 
@@ -145,6 +147,14 @@ class Stack:
             _, text = keys.create(session, account=account)
         engine.dispose()
         return text
+
+    def fund(self, account: str, credits: int) -> None:
+        """Give the account of that name so many credits."""
+        engine = db.connect(self.database_url)
+        with Session(engine) as session, session.begin():
+            ours = accounts.ensure(session, account)
+            ledger.grant(session, ours.id, credits * NANO, note="test")
+        engine.dispose()
 
     @property
     def url(self) -> str:

@@ -1,5 +1,7 @@
 """Jobs that cost credits: held, charged, released, refused, through real processes."""
 
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +16,7 @@ from shared.audit import examine
 from shared.prices import NANO
 from shared.tables import Account
 from tests.conftest import DATABASES, migrated, started_valkey
-from tests.fakes.upstream import Say, ScriptedUpstream, Stall, Status, Usage
+from tests.fakes.upstream import Say, ScriptedUpstream, Stall, Status, Usage, WaitFor
 from tests.stack import CATALOG, Stack, eventually
 
 PATH = "/v1/chat/completions"
@@ -79,12 +81,15 @@ def test_an_answer_costs_what_it_used(service: Stack, engine: Any) -> None:
     http = funded(service, engine, "exact", 100)
     service.upstream.script("priced", Say("one two"), Usage(100, 50))
 
-    jobs = [
-        http.post(PATH, json={**REQUEST, **form}).headers["x-job-id"]
-        for form in ({}, {"stream": True})
-    ]
+    held = http.post(PATH, json=REQUEST)
+    told = {"stream": True, "stream_options": {"include_usage": True}}
+    streamed = http.post(PATH, json={**REQUEST, **told})
 
-    for job_id in jobs:
+    assert held.json()["usage"]["cost"] == pytest.approx(0.2)
+    assert streamed.text.count('"cost":0.2') == 1
+    assert held.headers["x-credits-cost"] == "0.2"
+    assert held.headers["x-credits-remaining"] == "99.8"
+    for job_id in (held.headers["x-job-id"], streamed.headers["x-job-id"]):
         job = http.get(f"/v1/jobs/{job_id}").json()
         assert job["cost"] == {"credits": 0.2, "estimated": False}
     assert books(engine, "exact") == (pytest.approx(99.6), 0)
@@ -126,35 +131,48 @@ def test_who_cannot_pay_is_told_what_is_missing(service: Stack, engine: Any) -> 
     """402, which SDKs do not repeat, with numbers that a program can read; nothing was queued."""
     http = funded(service, engine, "poor", 1)
 
-    refused = http.post(PATH, json=REQUEST)
+    refused = http.post(PATH, json={**REQUEST, "max_tokens": 1000})
 
     error = refused.json()["error"]
     assert (refused.status_code, error["code"]) == (402, "insufficient_credits")
     assert (error["available"], error["held"]) == (1, 0)
     assert 2 < error["required"] < MOST
+    assert 450 < error["max_affordable_tokens"] < 500
     assert http.get("/v1/jobs").json()["data"] == []
 
 
-def test_exactly_what_can_be_paid_runs(service: Stack, engine: Any) -> None:
-    """A hundred at once with room for ten."""
-    required = 2.05
-    http = funded(service, engine, "crowd", 10 * required + 1)
+def test_an_answer_is_as_long_as_can_be_paid_for(service: Stack, engine: Any) -> None:
+    """Unless the request says how long it may be, or next to nothing is left."""
+    http = funded(service, engine, "modest", 1)
     service.upstream.script("priced", Say("Hi"), Usage(100, 50))
+
+    assert http.post(PATH, json=REQUEST).status_code == 200
+    assert 450 < service.upstream.calls[-1].body["max_tokens"] < 500
+    last = funded(service, engine, "broke", 0.3).post(PATH, json=REQUEST)
+    assert (last.status_code, last.json()["error"]["code"]) == (402, "insufficient_credits")
+    assert last.json()["error"]["max_affordable_tokens"] < 256
+
+
+def test_exactly_what_can_be_paid_runs(service: Stack, engine: Any) -> None:
+    """Two hundred at once with room for ten, none of which ends before all have asked."""
     asked = {**REQUEST, "background": True, "max_tokens": 1000}
     needed = funded(service, engine, "probe", 1).post(PATH, json=asked).json()["error"]["required"]
-    assert needed == pytest.approx(required, abs=0.05)
+    http = funded(service, engine, "crowd", 10 * needed + 1)
+    answered = threading.Event()
+    service.upstream.script("priced", WaitFor(answered), Say("Hi"), Usage(100, 50))
 
     def submit(_: int) -> int:
         return http.post(PATH, json=asked).status_code
 
     with ThreadPoolExecutor(20) as threads:
-        codes = list(threads.map(submit, range(100)))
+        codes = list(threads.map(submit, range(200)))
+    answered.set()
 
-    assert set(codes) <= {202, 402}
+    assert Counter(codes) == {202: 10, 402: 190}
     eventually(lambda: books(engine, "crowd")[1] == 0, 30)
     done = http.get("/v1/jobs?status=completed&limit=100").json()["data"]
-    assert len(done) == codes.count(202) >= 10
-    assert books(engine, "crowd")[0] == pytest.approx(10 * required + 1 - 0.2 * len(done))
+    assert len(done) == 10
+    assert books(engine, "crowd")[0] == pytest.approx(10 * needed + 1 - 0.2 * 10)
 
 
 def test_an_account_sees_where_its_credits_went(service: Stack, engine: Any) -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from shared.lifecycle import TERMINAL
+from shared.prices import Prices
 from tests.fakes.upstream import Call
 from tests.faults.callers import Asked, Record
 from tests.faults.evidence import Evidence, Kept, nonce_of
@@ -78,6 +79,21 @@ def _stored(evidence: Evidence) -> Iterator[Violation]:
         reason = _REASONS.get(job.status)
         if reason is not None and not reason(record, kept):
             yield Violation("wrong", f"{job.id} ({record.form}) {job.status}: {job.error}")
+
+
+def _charged(evidence: Evidence) -> Iterator[Violation]:
+    """A completed job costs what it used, once; one that failed or expired nothing.
+
+    That the books agree with each other is the audit's to say.
+    """
+    for job_id, kept in evidence.jobs.items():
+        job = kept.job
+        expected = 0
+        if job.status == "completed":
+            prices = [Prices.kept(snapshot) for snapshot in (job.prices or {}).values()]
+            expected = sum(each.cost(job.usage or {}) for each in prices)
+        if (job.cost or 0) != expected and job.status != "cancelled":
+            yield Violation("wrong", f"{job_id} {job.status}: costs {job.cost}, not {expected}")
 
 
 def _may_fail(record: Record, kept: Kept) -> bool:
@@ -170,6 +186,7 @@ LOOKS: list[Callable[[Evidence], Iterator[Violation]]] = [
     _submitted_twice,
     _ended_twice,
     _stored,
+    _charged,
     _read,
     _called,
     _overlapped,

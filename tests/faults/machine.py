@@ -27,6 +27,9 @@ PACES = ("echo-d20ms", "echo-d40ms")
 MODELS = [*PACES, *(f"{fault}-{PACES[0]}" for fault in MISBEHAVIOURS)]
 GRACE = 12.0
 """Seconds that a job waits for its reader to come back."""
+PRICE = "input_price = 100.0\noutput_price = 300.0"
+CREDITS = 100_000
+"""Enough for whatever is held at one time."""
 SETTINGS = {
     **QUICK_LEASES,
     "SLUICE_MAX_ATTEMPTS": "50",  # it is not the tries that are tested here
@@ -173,7 +176,8 @@ def running(database_url: str, home: Path) -> Iterator[Machine]:
         Stack(home, database_url, redis.url, upstream) as stack,
     ):
         stack.environment |= SETTINGS
-        stack.offer(*MODELS)
+        stack.offer(*MODELS, price=PRICE)
+        stack.fund("ours", CREDITS)
         machine = Machine(stack, redis, redis_files, links)
         for url in machine.urls:
             eventually(lambda url=url: _answers(f"{url}/health/ready"), STARTS_WITHIN)  # type: ignore[misc]

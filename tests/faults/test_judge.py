@@ -21,6 +21,7 @@ def in_order() -> Evidence:
     now = clock.now()
     job = Job(id=JOB_ID, account_id="a", request_id="r", model="m", status="completed", attempt=2)
     job.completed_at = now
+    job.prices, job.usage, job.cost = {"m": ["1", "1", "1", "2"]}, {"completion_tokens": 3}, 6
     attempts = [
         Attempt(job_id=JOB_ID, number=1, worker_id="w1", outcome="lost"),
         Attempt(job_id=JOB_ID, number=2, worker_id="w2", outcome="completed"),
@@ -76,6 +77,10 @@ def _cancel_unasked(evidence: Evidence) -> None:
     evidence.jobs[JOB_ID].job.status = "cancelled"
 
 
+def _charge_twice(evidence: Evidence) -> None:
+    evidence.jobs[JOB_ID].job.cost = 12
+
+
 def _answer_with_something_else(evidence: Evidence) -> None:
     evidence.records[0].answers[JOB_ID] = ("completed", "job-1")
 
@@ -106,6 +111,7 @@ CASES: list[tuple[Callable[[Evidence], None], Charge]] = [
     (_call_once_more, "twice"),
     (_call_at_once, "twice"),
     (_store_something_else, "wrong"),
+    (_charge_twice, "wrong"),
     (_cancel_unasked, "wrong"),
     (_answer_with_something_else, "wrong"),
     (_skip_an_id, "wrong"),

@@ -24,6 +24,12 @@ from tests.factories import spoken as said_of
 
 SOON = timedelta()
 LABELS = {"team": "blue"}
+COSTLY: dict[str, Any] = {
+    "metadata": LABELS,
+    "hold": 1_000,
+    "prices": {"test": ["1", "1", "1", "2"]},
+}
+"""A job that may cost a thousand nano-credits, and costs eight."""
 
 
 def again(session: Session, claim: Claim, outcome: Outcome | None) -> Claim:
@@ -40,13 +46,14 @@ def again(session: Session, claim: Claim, outcome: Outcome | None) -> Claim:
 
 def arrived(session: Session, status: JobStatus) -> Job:
     """A job that came to this status on its second attempt, if by any."""
+    ledger.grant(session, accounts.ensure(session, "ours").id, 1_000, note="")
     if status == JobStatus.QUEUED:
-        return submitted(session, metadata=LABELS)
+        return submitted(session, **COSTLY)
     if status == JobStatus.EXPIRED:
-        job = submitted(session, metadata=LABELS, expires_at=clock.now() - 1)
+        job = submitted(session, **COSTLY, expires_at=clock.now() - 1)
         assert jobs.expire(session, 10) == [job]
         return job
-    claim = again(session, claimed(session, metadata=LABELS), Retry(FAULT, SOON))
+    claim = again(session, claimed(session, **COSTLY), Retry(FAULT, SOON))
     said = said_of(claim.job)
     outcomes: dict[JobStatus, Outcome] = {
         JobStatus.COMPLETED: Completed(said),
@@ -66,7 +73,11 @@ def eventful(session: Session) -> None:
     leases.settle(session, lost.lease, Completed(said_of(lost.job)))
     leases.settle(session, lost.lease, Completed(said_of(lost.job)))
 
-    for last in (HandedBack(), Retry(FAULT, SOON), Cancelled(), None):
+    claim = again(session, claimed(session, max_attempts=2), HandedBack())
+    for outcome in (Retry(FAULT, SOON), Retry(FAULT, SOON, target=1), None, HandedBack()):
+        claim = again(session, claim, outcome)
+
+    for last in (HandedBack(), Retry(FAULT, SOON), Retry(FAULT, SOON, target=1), Cancelled(), None):
         claim = claimed(session)
         jobs.cancel(session, claim.job.account_id, claim.job.id)
         if last is None:
@@ -106,7 +117,7 @@ def test_whatever_came_about_by_ordinary_ways_is_in_order(sessions: Sessions) ->
     report = examine(sessions.engine)
 
     assert report.flaws == []
-    assert report.checked == {"jobs": 14, "idempotency keys": 0, "accounts": 2}
+    assert report.checked == {"jobs": 16, "idempotency keys": 0, "accounts": 2}
 
 
 class Damage(NamedTuple):
@@ -159,8 +170,13 @@ DAMAGES = [
     Damage("log_retells_result", JobStatus.COMPLETED, JOBS + "last_seq = 1" + OF_JOB),
     Damage("metadata_is_found", JobStatus.QUEUED, JOBS + "metadata = NULL" + OF_JOB),
     Damage("metadata_is_found", JobStatus.QUEUED, "DELETE FROM job_metadata" + OF_IT),
+    Damage("money_moved_once", JobStatus.COMPLETED, JOBS + "cost = 5" + OF_JOB),
+    Damage("money_moved_once", JobStatus.COMPLETED, JOBS + "held = 500" + OF_JOB),
+    Damage("money_moved_once", JobStatus.CANCELLED, JOBS + "cost = NULL" + OF_JOB),
+    Damage("money_moved_once", JobStatus.QUEUED, JOBS + "held = NULL" + OF_JOB),
+    Damage("money_moved_once", JobStatus.FAILED, JOBS + "cost = 8" + OF_JOB),
     Damage(
-        "expired_is_free",
+        "money_moved_once",
         JobStatus.EXPIRED,
         "INSERT INTO ledger_entries (id, account_id, job_id, kind, credits, note, created_at)"
         " SELECT id, account_id, id, 'charge', 0, '', 1 FROM jobs" + OF_JOB,
@@ -216,6 +232,7 @@ def test_each_rule_speaks_when_it_alone_is_broken(sessions: Sessions) -> None:
         with sessions() as session:
             for table in ("ledger_entries", "jobs", "workers"):
                 session.connection().execute(text(f"DELETE FROM {table}"))
+            session.connection().execute(text("UPDATE accounts SET credits = 0, held = 0"))
 
     assert found == [(sql, rule) for rule, _, sql in DAMAGES]
     assert {rule.__name__ for rule in RULES} == {damage.rule for damage in DAMAGES}
@@ -244,15 +261,14 @@ def test_a_key_leads_to_its_own_accounts_jobs(sessions: Sessions) -> None:
     assert flaw.subject.endswith("POST /v1/jobs 24")
 
 
-def test_a_balance_is_the_sum_of_its_ledger(sessions: Sessions) -> None:
+@pytest.mark.parametrize("change", ["credits = 8", "held = 8"])
+def test_a_balance_is_the_sum_of_its_ledger(sessions: Sessions, change: str) -> None:
     """Credits that came from nowhere are found."""
     with sessions() as session:
         rich, other = accounts.ensure(session, "rich"), accounts.ensure(session, "other")
         ledger.grant(session, rich.id, 7, note="")
         ledger.grant(session, other.id, 7, note="")
-        session.connection().execute(
-            text(f"UPDATE accounts SET credits = 8 WHERE id = '{rich.id}'")
-        )
+        session.connection().execute(text(f"UPDATE accounts SET {change} WHERE id = '{rich.id}'"))
 
     [flaw] = examine(sessions.engine).flaws
 

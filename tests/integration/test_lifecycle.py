@@ -37,6 +37,7 @@ OUTCOMES: dict[str, Callable[[Job], Outcome]] = {
     "cancelled": lambda job: Cancelled(spoken(job, "Half")),
     "retried": lambda _: Retry(FAULT, timedelta()),
     "retried later": lambda _: Retry(FAULT, timedelta(hours=1)),
+    "fell back": lambda job: Retry(FAULT, timedelta(), target=job.target + 1),
     "handed back": lambda _: HandedBack(),
 }
 BLUE = {"team": "blue"}

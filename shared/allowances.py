@@ -1,0 +1,76 @@
+"""What a key of an account may spend by itself, in a day, in a month or in its whole life."""
+
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy import func, update
+from sqlmodel import Session, col, select
+
+from shared.clock import database_now
+from shared.errors import KeyLimitReached
+from shared.prices import NANO, shown
+from shared.tables import ApiKey, Job
+
+DAY: Final = "day"
+MONTH: Final = "month"
+
+
+def take(session: Session, key_id: str | None, nano: int) -> None:
+    """Count a hold against its key's allowance, if it has one. Raises `KeyLimitReached`."""
+    limited = select(ApiKey).where(col(ApiKey.id) == key_id, col(ApiKey.credit_limit).is_not(None))
+    key = session.exec(
+        limited.with_for_update(), execution_options={"populate_existing": True}
+    ).first()
+    if key is None or key.credit_limit is None:
+        return
+    now = session.execute(select(database_now())).scalar_one()
+    since, ends_at = period(key.credit_period, now)
+    if key.spent_since < since:
+        key.spent, key.spent_since = 0, since
+    left = max(0, key.credit_limit - key.spent)
+    if nano > left:
+        raise KeyLimitReached(
+            f"It may cost {shown(nano)} credits, and this key may spend {shown(left)} more"
+            + (f" this {key.credit_period}." if key.credit_period else "."),
+            details={
+                "required": nano / NANO,
+                "available": left / NANO,
+                "resets_at": None if ends_at is None else ends_at // 1000,
+            },
+        )
+    key.spent += nano
+    session.flush()
+
+
+def give_back(session: Session, job: Job, nano: int) -> None:
+    """Count no longer what was held for a job that has ended, and not charged.
+
+    It counts in the period in which the job was accepted, and in none if that is over.
+    """
+    counted = update(ApiKey).where(
+        col(ApiKey.id) == job.key_id,
+        col(ApiKey.credit_limit).is_not(None),
+        col(ApiKey.spent_since) <= job.created_at,
+    )
+    spent = col(ApiKey.spent) - nano
+    least = func.greatest if session.get_bind().dialect.name == "postgresql" else func.max
+    session.execute(
+        counted.values(spent=least(spent, 0)), execution_options={"synchronize_session": False}
+    )
+
+
+def period(kind: str | None, now: int) -> tuple[int, int | None]:
+    """When the period that `now` falls into began, and when it ends: Unix milliseconds, by UTC."""
+    if kind is None:
+        return 0, None
+    today = datetime.fromtimestamp(now / 1000, UTC).replace(
+        hour=0, minute=0, second=0, microsecond=0
+    )
+    if kind == DAY:
+        began = today
+        ends = datetime.fromtimestamp(today.timestamp() + 86_400, UTC)
+    else:
+        began = today.replace(day=1)
+        year, month = divmod(began.year * 12 + began.month, 12)
+        ends = began.replace(year=year, month=month + 1)
+    return round(began.timestamp() * 1000), round(ends.timestamp() * 1000)
