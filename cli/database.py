@@ -1,5 +1,7 @@
 """The database, for commands that work on its rows themselves."""
 
+import getpass
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,8 +10,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlmodel import Session
 
+from cli import configuration
 from cli.failure import FAILED, USAGE, Failure
 from shared import db
+from shared.errors import ServiceError
 from shared.settings import StoreSettings
 
 
@@ -40,6 +44,23 @@ def transaction(settings: StoreSettings) -> Iterator[Session]:
         session.begin(),
     ):
         yield session
+
+
+@contextmanager
+def administration() -> Iterator[tuple[Session, str]]:
+    """A transaction, and who we are in the audit log. A refusal becomes a `Failure`."""
+    with transaction(configuration.read(StoreSettings)) as session:
+        try:
+            yield session, f"cli:{_user()}"
+        except ServiceError as error:
+            raise Failure(error.message, code=FAILED) from None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return str(os.getuid())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`sluice keys`: mint, list and revoke API keys, straight in the database."""
+"""`sluice keys`: mint, list, limit, rotate and revoke API keys, straight in the database."""
 
 import json
 import re
@@ -7,13 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.failure import FAILED, USAGE, Failure
-from cli.options import AsJson
+from cli.credits import amount
+from cli.failure import USAGE, Failure
+from cli.options import AsJson, Concurrency, RequestsPerMinute, TokensPerMinute, limits_of
 
 if TYPE_CHECKING:
+    from shared.keys import Terms
     from shared.tables import ApiKey
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+SCOPES = ("completions", "admin")
+PERIODS = ("day", "month", "none")
+
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="A model it may ask for, or a pattern: openrouter/*. Repeatable."),
+]
+CreditLimit = Annotated[
+    str | None, typer.Option(help="Credits it may spend by itself; 'none' takes the limit away.")
+]
+CreditPeriod = Annotated[
+    str | None, typer.Option(help="In each day or month (UTC); 'none': in its whole life.")
+]
+ExpiresIn = Annotated[str | None, typer.Option(help="30m, 12h, 30d, 8w; else never.")]
 
 
 def span(text: str) -> timedelta:
@@ -28,30 +45,36 @@ def create(
     account: Annotated[str, typer.Option(help="Whose key it is; made if there is none.")],
     credits: Annotated[int, typer.Option(min=0, help="Grant the account this many.")] = 0,
     name: Annotated[str | None, typer.Option(help="What you will know the key by.")] = None,
-    expires_in: Annotated[str | None, typer.Option(help="30m, 12h, 30d, 8w; else never.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="completions (unless given) or admin. Repeatable.")
+    ] = None,
+    model: Models = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    concurrency: Concurrency = None,
+    credit_limit: CreditLimit = None,
+    credit_period: CreditPeriod = None,
+    expires_in: ExpiresIn = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a key. Its text is shown once, on stdout, and kept nowhere.
 
     Example: `sluice keys create --account acme --credits 1000 --expires-in 30d`
     """
-    from cli import configuration
-    from cli.database import transaction
-    from shared import clock, keys, ledger
+    from cli.database import administration
+    from shared.administration import create_key, grant
     from shared.prices import NANO
-    from shared.settings import StoreSettings
 
-    life = span(expires_in) if expires_in else None
-    expires_at = clock.now() + life // timedelta(milliseconds=1) if life else None
-    with transaction(configuration.read(StoreSettings)) as session:
-        key, text = keys.create(session, account=account, name=name, expires_at=expires_at)
+    terms = _terms(model, credit_limit, credit_period, expires_in)
+    limits = limits_of(None, requests_per_minute, tokens_per_minute, concurrency)
+    terms |= {"name": name, "limits": limits}
+    if scope:
+        terms["scopes"] = [_one_of(SCOPES, "scope", word) for word in dict.fromkeys(scope)]
+    with administration() as (session, actor):
+        key, text = create_key(session, actor, account=account, **terms)
         if credits:
-            ledger.grant(session, key.account_id, credits * NANO, note="sluice keys create")
-    if as_json:
-        typer.echo(json.dumps(_as_object(key, account) | {"api_key": text}))
-    else:
-        typer.echo(f"{key.id} for account {account}; this is its only showing:", err=True)
-        typer.echo(text)
+            grant(session, actor, key.account_id, credits * NANO, note="sluice keys create")
+    _show_new(key, account, text, as_json)
 
 
 def list_all(
@@ -62,13 +85,11 @@ def list_all(
 
     Example: `sluice keys list --account acme`
     """
-    from cli import configuration
-    from cli.database import transaction
+    from cli.database import administration
     from shared import keys
-    from shared.settings import StoreSettings
     from shared.tables import Account
 
-    with transaction(configuration.read(StoreSettings)) as session:
+    with administration() as (session, _):
         rows = [
             _as_object(key, session.get_one(Account, key.account_id).name)
             for key in keys.list_keys(session, account=account)
@@ -79,33 +100,116 @@ def list_all(
         _show(rows)
 
 
-def revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")]) -> None:
+def limit(
+    key_id: KeyId,
+    model: Models = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    concurrency: Concurrency = None,
+    credit_limit: CreditLimit = None,
+    credit_period: CreditPeriod = None,
+    expires_in: ExpiresIn = None,
+) -> None:
+    """Change what a key may do; what is not given stays, 0 takes a limit away.
+
+    Example: `sluice keys limit key_01jd3n6y8t7zs9x5w2v4b1c0ae --credit-limit 9.5`
+    """
+    from cli.database import administration
+    from shared import keys
+    from shared.administration import change_key
+
+    terms = _terms(model, credit_limit, credit_period, expires_in)
+    given = (requests_per_minute, tokens_per_minute, concurrency)
+    with administration() as (session, actor):
+        if given != (None, None, None):
+            terms["limits"] = limits_of(keys.find(session, key_id).limits, *given)
+        change_key(session, actor, key_id, **terms)
+    typer.echo(f"{key_id} is changed.")
+
+
+def rotate(
+    key_id: KeyId,
+    overlap: Annotated[str | None, typer.Option(help="The old one goes on so long: 12h.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a successor on the same terms, and end the key.
+
+    Example: `sluice keys rotate key_01jd3n6y8t7zs9x5w2v4b1c0ae --overlap 12h`
+    """
+    from cli.database import administration
+    from shared.administration import rotate_key
+    from shared.tables import Account
+
+    overlap_ms = span(overlap) // timedelta(milliseconds=1) if overlap else 0
+    with administration() as (session, actor):
+        key, text = rotate_key(session, actor, key_id, overlap_ms=overlap_ms)
+        account = session.get_one(Account, key.account_id).name
+    _show_new(key, account, text, as_json)
+
+
+def revoke(key_id: KeyId) -> None:
     """End a key now and for good.
 
     Example: `sluice keys revoke key_01jd3n6y8t7zs9x5w2v4b1c0ae`
     """
-    from cli import configuration
-    from cli.database import transaction
-    from shared import keys
-    from shared.errors import NotFound
-    from shared.settings import StoreSettings
+    from cli.database import administration
+    from shared.administration import revoke_key
 
-    with transaction(configuration.read(StoreSettings)) as session:
-        try:
-            keys.revoke(session, key_id)
-        except NotFound as error:
-            raise Failure(error.message, code=FAILED) from None
+    with administration() as (session, actor):
+        revoke_key(session, actor, key_id)
     typer.echo(f"{key_id} is revoked.")
+
+
+def _terms(
+    models: list[str] | None,
+    credit_limit: str | None,
+    credit_period: str | None,
+    expires_in: str | None,
+) -> "Terms":
+    """Of these terms, those that were given."""
+    from shared import clock
+
+    terms: Terms = {}
+    if models:
+        terms["models"] = models
+    if credit_limit is not None:
+        terms["credit_limit"] = None if credit_limit == "none" else amount(credit_limit)
+    if credit_period is not None:
+        period = _one_of(PERIODS, "period", credit_period)
+        terms["credit_period"] = None if period == "none" else period
+    if expires_in is not None:
+        terms["expires_at"] = clock.now() + span(expires_in) // timedelta(milliseconds=1)
+    return terms
+
+
+def _one_of(words: tuple[str, ...], what: str, word: str) -> str:
+    if word not in words:
+        raise Failure(f"{word!r} is no {what}: write {' or '.join(words)}.", code=USAGE)
+    return word
+
+
+def _show_new(key: "ApiKey", account: str, text: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(_as_object(key, account) | {"api_key": text}))
+    else:
+        typer.echo(f"{key.id} for account {account}; this is its only showing:", err=True)
+        typer.echo(text)
 
 
 def _as_object(key: "ApiKey", account: str) -> dict[str, Any]:
     from shared import clock
+    from shared.prices import shown
 
     return {
         "id": key.id,
         "account": account,
         "name": key.name,
         "public_id": key.public_id,
+        "scopes": key.scopes,
+        "models": key.models,
+        "limits": key.limits,
+        "credit_limit": None if key.credit_limit is None else shown(key.credit_limit),
+        "credit_period": key.credit_period,
         "created_at": clock.seconds(key.created_at),
         "expires_at": clock.seconds(key.expires_at),
         "revoked_at": clock.seconds(key.revoked_at),
@@ -116,12 +220,13 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from cli.screen import moment, print_table
 
     print_table(
-        ("key", "account", "name", "created", "expires", "revoked"),
+        ("key", "account", "name", "scopes", "created", "expires", "revoked"),
         [
             (
                 row["id"],
                 row["account"],
                 row["name"] or "",
+                " ".join(row["scopes"]),
                 moment(row["created_at"]),
                 moment(row["expires_at"]),
                 moment(row["revoked_at"]),

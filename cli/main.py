@@ -10,7 +10,18 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cli import ask, doctor, jobs, keys, processes, up
+from cli import (
+    accounts,
+    ask,
+    audit_log,
+    credits,
+    doctor,
+    jobs,
+    keys,
+    models,
+    processes,
+    up,
+)
 from cli.failure import Failure
 
 EXIT_CODES = (
@@ -41,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a bug's traceback belongs in a log, undecorated
 )
 
-key_commands = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
+model_commands = typer.Typer()
 
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "One machine": {"up": up.up},
@@ -61,15 +72,42 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "valkey": processes.valkey,
     },
 }
-KEYS: dict[str, Callable[..., None]] = {
-    "create": keys.create,
-    "list": keys.list_all,
-    "revoke": keys.revoke,
+ADMINISTRATION: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "accounts": (
+        "Make, list, limit and disable accounts.",
+        {
+            "create": accounts.create,
+            "list": accounts.list_all,
+            "limit": accounts.limit,
+            "disable": accounts.disable,
+            "enable": accounts.enable,
+        },
+    ),
+    "keys": (
+        "Create, list, limit, rotate and revoke API keys.",
+        {
+            "create": keys.create,
+            "list": keys.list_all,
+            "limit": keys.limit,
+            "rotate": keys.rotate,
+            "revoke": keys.revoke,
+        },
+    ),
+    "credits": (
+        "Grant credits and read an account's books.",
+        {"grant": credits.grant, "balance": credits.balance, "ledger": credits.ledger},
+    ),
 }
 
 for panel, commands in GROUPS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=panel, epilog=EXIT_CODES)(command)
-for name, command in KEYS.items():
-    key_commands.command(name, epilog=EXIT_CODES)(command)
-app.add_typer(key_commands, name="keys", rich_help_panel="Housekeeping")
+for group, (purpose, commands) in ADMINISTRATION.items():
+    below = typer.Typer(no_args_is_help=True, help=purpose)
+    for name, command in commands.items():
+        below.command(name, epilog=EXIT_CODES)(command)
+    app.add_typer(below, name=group, rich_help_panel="Administration")
+app.command("audit-log", rich_help_panel="Administration", epilog=EXIT_CODES)(audit_log.audit_log)
+model_commands.callback(invoke_without_command=True, epilog=EXIT_CODES)(models.models)
+model_commands.command("check", epilog=EXIT_CODES)(models.check)
+app.add_typer(model_commands, name="models", rich_help_panel="As a client")

@@ -7,6 +7,8 @@ import typer
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 DEFAULT_HOME: Final = Path(".sluice")
+MOST: Final = 10**12
+"""Of anything in a minute."""
 
 Url = Annotated[
     str | None,
@@ -17,3 +19,31 @@ Home = Annotated[
     Path, typer.Option("--home", envvar="SLUICE_HOME", help="Where `sluice up` keeps its state.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+RequestsPerMinute = Annotated[
+    int | None, typer.Option("--requests-per-minute", min=0, max=MOST, help="0 is no limit.")
+]
+TokensPerMinute = Annotated[
+    int | None,
+    typer.Option("--tokens-per-minute", min=0, max=MOST, help="In and out; 0 is no limit."),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option("--concurrency", min=0, max=MOST, help="Requests open at once; 0 is no limit."),
+]
+
+
+def limits_of(
+    before: dict[str, int] | None,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    concurrency: int | None,
+) -> dict[str, int] | None:
+    """What was set before with what is given now; 0 takes a limit away."""
+    given = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "concurrency": concurrency,
+    }
+    now = {name: (before or {}).get(name) if most is None else most for name, most in given.items()}
+    return {name: most for name, most in now.items() if most} or None

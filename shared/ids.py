@@ -49,8 +49,13 @@ def bare(shown: str) -> str | None:
         if shown.startswith(prefix):
             shown = shown[len(prefix) :]
             break
-    valid = len(shown) == LENGTH and all(letter in VALUES for letter in shown)
-    return shown if valid else None
+    return shown if is_prefixed(shown, "") else None
+
+
+def is_prefixed(shown: str, prefix: str) -> bool:
+    """Whether this can be what `prefixed` made."""
+    letters = shown.removeprefix(prefix)
+    return len(letters) == LENGTH and shown == prefix + letters and VALUES.keys() >= set(letters)
 
 
 def _base32(number: int, length: int) -> str:

@@ -1,4 +1,4 @@
-"""API keys: mint, find, revoke. Only a hash of the secret is kept.
+"""API keys: mint, find, change, rotate, revoke. Only a hash of the secret is kept.
 
 A key reads `ak_<public id>_<secret>`: found by its public id, proven by its secret. The secret has
 160 random bits, so a plain SHA-256 cannot be searched and a slow hash would only slow requests.
@@ -7,50 +7,76 @@ A key reads `ak_<public id>_<secret>`: found by its public id, proven by its sec
 import hashlib
 import hmac
 import re
+from typing import Any, Final, Literal, TypedDict, Unpack
 
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from shared import accounts, clock, ids
-from shared.errors import InvalidApiKey, NotFound
+from shared.clock import database_now
+from shared.errors import InvalidApiKey, InvalidRequest, NotFound
 from shared.tables import Account, ApiKey
 
+PREFIX = "key_"
 PUBLIC_LETTERS = 12
 SECRET_LETTERS = 32
+Scope = Literal["completions", "admin"]
+COMPLETIONS: Final = "completions"
+ADMIN: Final = "admin"
 _KEY = re.compile(
     rf"ak_([{ids.ALPHABET}]{{{PUBLIC_LETTERS}}})_([{ids.ALPHABET}]{{{SECRET_LETTERS}}})"
 )
 
 
-def create(
-    session: Session, *, account: str, name: str | None = None, expires_at: int | None = None
-) -> tuple[ApiKey, str]:
+class Terms(TypedDict, total=False):
+    """What a key lets its bearer do, as `tables.ApiKey` explains it."""
+
+    name: str | None
+    scopes: list[str]
+    models: list[str] | None
+    limits: dict[str, int] | None
+    credit_limit: int | None
+    credit_period: str | None
+    expires_at: int | None
+
+
+def create(session: Session, *, account: str, **terms: Unpack[Terms]) -> tuple[ApiKey, str]:
     """Mint a key for the account of that name; the key's text is returned here and never again."""
+    return _mint(session, account_id=accounts.ensure(session, account).id, **terms)
+
+
+def _mint(session: Session, **columns: Any) -> tuple[ApiKey, str]:
     public_id, secret = ids.random_letters(PUBLIC_LETTERS), ids.random_letters(SECRET_LETTERS)
-    key = ApiKey(
-        id=ids.prefixed("key_"),
-        public_id=public_id,
-        secret_hash=_hash(secret),
-        account_id=accounts.ensure(session, account).id,
-        name=name,
-        expires_at=expires_at,
-    )
+    own = {"id": ids.prefixed(PREFIX), "public_id": public_id, "secret_hash": _hash(secret)}
+    key = ApiKey(**{**columns, **own, "created_at": clock.now()})
     session.add(key)
     session.flush()
     return key, f"ak_{public_id}_{secret}"
 
 
-def authenticate(session: Session, text: str) -> ApiKey:
-    """The key behind its text. Raises `InvalidApiKey`."""
+def authenticate(session: Session, text: str) -> tuple[ApiKey, Account]:
+    """The key behind its text, and whose it is, in one read. Raises `InvalidApiKey`."""
     match = _KEY.fullmatch(text)
     if match is None:
         raise InvalidApiKey("This is not an API key of this service: they read ak_…_….")
-    key = session.exec(select(ApiKey).where(col(ApiKey.public_id) == match[1])).one_or_none()
-    proven = hmac.compare_digest(key.secret_hash if key else bytes(32), _hash(match[2]))
-    if key is None or not proven or key.revoked_at is not None:
+    expired = col(ApiKey.expires_at) <= database_now()
+    rows = select(ApiKey, Account, expired).join(Account)
+    found = session.exec(rows.where(col(ApiKey.public_id) == match[1])).one_or_none()
+    proven = hmac.compare_digest(found[0].secret_hash if found else bytes(32), _hash(match[2]))
+    if found is None or not proven or found[0].revoked_at is not None:
         raise InvalidApiKey("This API key is unknown or was revoked.")
-    if key.expires_at is not None and key.expires_at <= clock.now():
+    key, account, over = found
+    if over:
         raise InvalidApiKey("This API key has expired.")
+    accounts.check_enabled(account)
+    return key, account
+
+
+def find(session: Session, key_id: str) -> ApiKey:
+    """The key with this id. Raises `NotFound`."""
+    key = session.get(ApiKey, key_id) if ids.is_prefixed(key_id, PREFIX) else None
+    if key is None:
+        raise NotFound(f"There is no key {key_id[:100]!r}.", param="key_id")
     return key
 
 
@@ -62,13 +88,54 @@ def list_keys(session: Session, *, account: str | None = None) -> list[ApiKey]:
     return list(session.exec(query))
 
 
+def page(
+    session: Session, *, account_id: str | None = None, after: str | None = None, limit: int = 100
+) -> tuple[list[ApiKey], bool]:
+    """The newest keys, or those before one; whether there are more.
+
+    Raises `InvalidRequest` for a cursor that names no key.
+    """
+    query = select(ApiKey).order_by(col(ApiKey.id).desc())
+    if account_id is not None:
+        query = query.where(col(ApiKey.account_id) == account_id)
+    if after is not None:
+        if not ids.is_prefixed(after, PREFIX):
+            raise InvalidRequest("There is no such key to go on after.", param="after")
+        query = query.where(col(ApiKey.id) < after)
+    rows = session.exec(query.limit(limit + 1)).all()
+    return list(rows[:limit]), len(rows) > limit
+
+
+def change(session: Session, key_id: str, **terms: Unpack[Terms]) -> ApiKey:
+    """Change these terms and no others. Raises `NotFound`."""
+    key = find(session, key_id)
+    if key.credit_limit is None and terms.get("credit_limit") is not None:
+        key.spent, key.spent_since = 0, clock.now()  # nothing was counted until now
+    for name, value in terms.items():
+        setattr(key, name, value)
+    return key
+
+
+def rotate(session: Session, key_id: str, *, overlap_ms: int = 0) -> tuple[ApiKey, str]:
+    """Mint a successor on the same terms; the key itself goes on for `overlap_ms`, then ends.
+
+    Raises `NotFound`, and `InvalidRequest` when the key has ended already.
+    """
+    locked = select(ApiKey, database_now()).where(col(ApiKey.id) == key_id).with_for_update()
+    find(session, key_id)
+    key, now = session.exec(locked, execution_options={"populate_existing": True}).one()
+    if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+        raise InvalidRequest("The key has ended; create another one.", param="key_id")
+    successor = _mint(session, **key.model_dump())
+    key.expires_at = min(key.expires_at or now + overlap_ms, now + overlap_ms)
+    return successor
+
+
 def revoke(session: Session, key_id: str) -> ApiKey:
     """End a key now and for good. Raises `NotFound`."""
+    key = find(session, key_id)
     ended = update(ApiKey).where(col(ApiKey.id) == key_id, col(ApiKey.revoked_at).is_(None))
     session.execute(ended.values(revoked_at=clock.now()))
-    key = session.get(ApiKey, key_id)
-    if key is None:
-        raise NotFound(f"There is no key {key_id!r}.")
     return key
 
 

@@ -25,6 +25,8 @@ def why_unknown(words: list[str]) -> str | None:
         command = command.commands[rest.pop(0)]
     options = {name for parameter in command.params for name in parameter.opts}
     strange = [
-        word for word in rest if word.startswith("--") and word.partition("=")[0] not in options
+        word
+        for word in rest
+        if word.startswith("--") and word.partition("=")[0] not in {"--", *options}
     ]
     return f"no option {strange[0]!r}" if strange else None

@@ -67,9 +67,15 @@ def test_every_variable_is_explained() -> None:
     assert required == set(re.findall(r"^(\w+)=$", example, re.MULTILINE))
 
 
+def paths(files: list[dict[str, Any]]) -> set[str]:
+    """Where a service's environment is read from."""
+    return {file["path"] for file in files}
+
+
 def test_only_workers_are_given_the_keys_of_upstreams() -> None:
     """The api could not call a model if it wanted to."""
-    assert [name for name, service in SERVICES.items() if "env_file" in service] == ["worker"]
+    files = {name: service.get("env_file", []) for name, service in SERVICES.items()}
+    assert [name for name in files if {"upstreams.env"} & paths(files[name])] == ["worker"]
 
 
 def test_workers_can_be_scaled() -> None:

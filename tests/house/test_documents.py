@@ -2,12 +2,13 @@
 
 import pkgutil
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.house.commands import unknown
-from tests.house.repository import ROOT, code_in, documents, shown
+from tests.house.repository import ROOT, code_in, documents, modules, shown
 
 DECISIONS = sorted((ROOT / "docs" / "adr").glob("*.md"))
 SECTIONS = ["Context", "Decision", "Consequences", "Alternatives"]
@@ -50,6 +51,28 @@ def test_every_module_a_page_names_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_every_test_a_page_names_exists(page: Path) -> None:
+    """A proof that was renamed proves nothing to who looks for it."""
+    named = {
+        code
+        for code in code_in(page.read_text(encoding="utf-8"))
+        if re.fullmatch(r"test_[a-z]\w*", code)
+    }
+
+    assert named - _tests() == set()
+
+
+def test_every_line_of_the_compatibility_page_names_its_proof() -> None:
+    """What no test shows is said outside its tables."""
+    text = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|.*\|$", text, re.MULTILINE)
+    claims = [row for row in rows if not re.fullmatch(r"[|-]+", row) and "| proof |" not in row]
+
+    assert claims
+    assert [row for row in claims if "`test_" not in row.split("|")[-2]] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
     """Files move; links to them move along."""
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
@@ -65,6 +88,12 @@ def test_a_decision_has_its_four_parts(page: Path) -> None:
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
     assert text.startswith(f"# {int(page.name[:4])}. ")
     assert len(text.split()) < 600
+
+
+@cache
+def _tests() -> set[str]:
+    written = "\n".join(path.read_text(encoding="utf-8") for path in modules("tests"))
+    return set(re.findall(r"^(?:async )?def (test_\w+)", written, re.MULTILINE))
 
 
 def _leads_somewhere(name: str) -> bool:

@@ -16,9 +16,9 @@ def test_a_key_proves_its_account(sessions: Sessions) -> None:
         key, text = keys.create(session, account="ours", name="laptop")
 
     with sessions() as session:
-        found = keys.authenticate(session, text)
+        found, account = keys.authenticate(session, text)
 
-    assert (found.id, found.account_id, found.name) == (key.id, key.account_id, "laptop")
+    assert (found.id, account.id, found.name) == (key.id, key.account_id, "laptop")
 
 
 def test_the_secret_is_not_kept(sessions: Sessions) -> None:

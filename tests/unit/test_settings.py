@@ -113,3 +113,53 @@ def test_a_lease_that_a_late_beat_would_lose_is_refused(
 def test_the_api_has_no_setting_for_an_upstreams_key() -> None:
     """Provider keys live only in workers, named by the catalogue."""
     assert not [name for name in ApiSettings.model_fields if "key" in name]
+
+
+ISSUER = {"jwt_issuer": "https://issuer.example", "jwt_audience": "sluice"}
+URL = "https://issuer.example/keys"
+
+
+@pytest.mark.parametrize(
+    "given, complaint",
+    [
+        ({"jwt_secret": "x" * 31, **ISSUER}, "jwt_secret\n.*32 bytes or more"),
+        ({"jwt_secret": "x" * 32, "jwt_jwks_url": URL, **ISSUER}, "jwt_jwks_url\n.*never both"),
+        ({"jwt_secret": "x" * 32, "jwt_issuer": "x"}, "jwt_audience\n.*needed"),
+        ({"jwt_jwks_url": URL, "jwt_audience": "x"}, "jwt_issuer\n.*needed"),
+        ({"jwt_jwks_url": URL, "jwt_audience": "x", "jwt_issuer": ""}, "jwt_issuer\n.*needed"),
+        ({"jwt_jwks_url": "http://issuer.example", **ISSUER}, "jwt_jwks_url\n.*https"),
+        ({"jwt_jwks_url": "http://127.0.0.1.example", **ISSUER}, "jwt_jwks_url\n.*https"),
+        ({"jwt_jwks_url": "file:///etc/keys", **ISSUER}, "jwt_jwks_url\n.*https"),
+        ({"jwt_jwks_url": "https://", **ISSUER}, "jwt_jwks_url\n.*https"),
+        ({"jwt_jwks_url": URL, "jwt_algorithm": "HS256", **ISSUER}, "jwt_algorithm\n"),
+        ({"jwt_jwks_url": URL, "jwt_algorithm": "none", **ISSUER}, "jwt_algorithm\n"),
+    ],
+)
+def test_tokens_are_not_accepted_by_halves(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], complaint: str
+) -> None:
+    """The process does not start, and names the variable."""
+    for name, value in given.items():
+        monkeypatch.setenv(f"SLUICE_{name.upper()}", value)
+
+    with pytest.raises(ValidationError, match=complaint):
+        ApiSettings()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"jwt_secret": "x" * 32},
+        {"jwt_jwks_url": URL, "jwt_algorithm": "ES256"},
+        {"jwt_jwks_url": "http://localhost:9/keys"},
+        {"jwt_jwks_url": "http://[::1]:9/keys"},
+    ],
+)
+def test_tokens_are_accepted_by_secret_or_by_address(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    """Plain http is for this machine alone."""
+    for name, value in {**given, **ISSUER}.items():
+        monkeypatch.setenv(f"SLUICE_{name.upper()}", value)
+
+    assert ApiSettings().jwt_issuer == ISSUER["jwt_issuer"]
