@@ -1,0 +1,71 @@
+"""What each lane does: how many jobs wait and run, how fast it drains, how long jobs waited."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy
+from sqlalchemy import ColumnElement, Row, func
+from sqlmodel import Session, col, select
+
+from shared.clock import database_now
+from shared.lifecycle import JobStatus, Lane
+from shared.tables import Job
+
+LATELY: Final = 60_000
+"""Milliseconds."""
+SAMPLE: Final = 2_000
+"""Of the jobs that ended lately, and of those that run, so many are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a lane does."""
+
+    lane: Lane
+    running: int
+    drained: float
+    """Jobs a minute that ended, however they ended."""
+    waits: list[int]
+    """Milliseconds from acceptance to start of jobs that started lately, the shortest first."""
+
+    def wait(self, share: float) -> int | None:
+        """The milliseconds within which this share of the jobs started; None if none did."""
+        return self.waits[int(share * (len(self.waits) - 1))] if self.waits else None
+
+
+def depths(session: Session) -> dict[str, int]:
+    """How many jobs each lane has waiting; takes its time when they are a million."""
+    waiting = select(Job.lane, func.count()).where(col(Job.status) == JobStatus.QUEUED.value)
+    return dict(session.exec(waiting.group_by(Job.lane)).all())
+
+
+def paces(session: Session) -> list[Pace]:
+    """How every lane did in the last minute."""
+    now = session.execute(select(database_now())).scalar_one()
+    running = col(Job.status) == JobStatus.IN_PROGRESS.value
+    counted = select(Job.lane, func.count()).where(running).group_by(Job.lane)
+    counts = dict(session.exec(counted).all())
+    ended = _looked_at(session, col(Job.completed_at) > now - LATELY)
+    begun = _looked_at(session, running)
+    # More than we look at have ended: then those took less than the minute.
+    span = LATELY if len(ended) < SAMPLE else max(1, now - ended[-1].completed_at)
+    return [
+        Pace(
+            lane,
+            counts.get(lane.value, 0),
+            sum(job.lane == lane for job in ended) * 60_000 / span,
+            sorted(
+                job.started_at - job.created_at
+                for job in (*ended, *begun)
+                if job.lane == lane and job.attempt == 1 and job.started_at > now - LATELY
+            ),
+        )
+        for lane in Lane
+    ]
+
+
+def _looked_at(session: Session, which: ColumnElement[bool]) -> list[Row[Any]]:
+    columns = (Job.lane, Job.attempt, Job.created_at, Job.started_at, Job.completed_at)
+    rows = sqlalchemy.select(*map(col, columns)).where(which)
+    newest_first = rows.order_by(col(Job.completed_at).desc())
+    return list(session.execute(newest_first.limit(SAMPLE)))

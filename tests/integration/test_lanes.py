@@ -1,0 +1,79 @@
+"""What each lane does, as the rows tell."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import text
+from sqlmodel import col, update
+
+from shared import clock, lanes
+from shared.clock import database_now
+from shared.lifecycle import JobStatus, Lane
+from shared.tables import Job
+from tests.factories import Sessions, claimed, ended_at, job_in, submitted
+
+
+@pytest.fixture
+def sessions(database_url: str) -> Iterator[Sessions]:
+    """An empty database."""
+    opened = Sessions(database_url)
+    yield opened
+    opened.close()
+
+
+def test_lanes_are_counted_apart(sessions: Sessions) -> None:
+    """What waits, what runs, what ended in the last minute, and how long starts took."""
+    with sessions() as session:
+        for _ in range(3):
+            submitted(session)
+        submitted(session, lane=Lane.BATCH)
+        claimed(session, lane=Lane.BATCH)
+        for _ in range(2):
+            job_in(session, JobStatus.COMPLETED)
+        waited = {"started_at": database_now(), "created_at": database_now() - 5_000}
+        ran = col(Job.status) == JobStatus.IN_PROGRESS.value
+        session.execute(update(Job).where(ran).values(**waited))
+
+    with sessions() as session:
+        depths = lanes.depths(session)
+        interactive, batch = lanes.paces(session)
+
+    assert depths == {"interactive": 3, "batch": 1}
+    assert (interactive.lane, interactive.running, interactive.drained) == ("interactive", 0, 2)
+    assert (batch.lane, batch.running, batch.drained) == ("batch", 1, 0)
+    assert len(interactive.waits) == 2
+    assert batch.wait(0.5) == batch.wait(0.9) == pytest.approx(5_000, abs=50)
+
+
+def test_what_was_long_ago_does_not_count(sessions: Sessions) -> None:
+    """Neither an end nor a start of more than a minute ago, nor the start of a second try."""
+    with sessions() as session:
+        ended_at(session, clock.now() - 61_000)
+        claimed(session).job.started_at = clock.now() - 61_000
+        claimed(session).job.attempt = 2
+
+    with sessions() as session:
+        interactive, _ = lanes.paces(session)
+
+    assert interactive.drained == 0
+    assert interactive.wait(0.5) is None
+
+
+def test_the_looks_are_answered_by_indexes(sessions: Sessions) -> None:
+    """No look reads the whole table, however many jobs have ended."""
+    with sessions() as session:
+        claimed(session)
+        plans = []
+        explain = "EXPLAIN QUERY PLAN " if sessions.is_sqlite else "EXPLAIN "
+        if not sessions.is_sqlite:
+            session.execute(text("SET enable_seqscan = off"))
+        for condition in (
+            "status = 'queued' GROUP BY lane",
+            "status = 'in_progress' GROUP BY lane",
+            "completed_at > 1 GROUP BY lane, completed_at ORDER BY completed_at DESC LIMIT 9",
+        ):
+            query = f"SELECT lane, count(*) FROM jobs WHERE {condition}"
+            plans.append(str(session.execute(text(explain + query)).all()))
+
+    assert ["ix_jobs_queued" in plans[0], "ix_jobs_running" in plans[1]] == [True, True]
+    assert "ix_jobs_ended" in plans[2]
