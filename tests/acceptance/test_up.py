@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import OpenAI
+from openai import OpenAI, pydantic_function_tool
+from pydantic import BaseModel
 
 from cli import ports
 
@@ -143,7 +144,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_from_an_empty_folder_to_an_answer_and_back(start: Start) -> None:
     """Everything runs, the official SDK gets an answer, and Ctrl-C leaves no process.
 
-    What the others stand on goes last, so that nothing complains on the way out.
+    SIGHUP has both read the catalogue anew. What the others stand on goes last, so that nothing
+    complains on the way out.
     """
     machine = start().until_ready()
     saved = machine.saved
@@ -155,6 +157,8 @@ def test_from_an_empty_folder_to_an_answer_and_back(start: Start) -> None:
         )
     doctor = machine.sluice("doctor", "--json")
     second = machine.sluice("up")
+    machine.process.send_signal(signal.SIGHUP)
+    machine.until("both reload", lambda: machine.said.count("catalog_reloaded") == 2)
     code = machine.ctrl_c()
 
     assert answer.choices[0].message.content
@@ -167,6 +171,39 @@ def test_from_an_empty_folder_to_an_answer_and_back(start: Start) -> None:
     assert machine.left() == {}
     assert set(re.findall(r"(\w+) stopped \(rc=", machine.said)[-2:]) == {"valkey", "model"}
     assert "Traceback" not in machine.said
+
+
+class Weather(BaseModel):
+    """The weather of the next days."""
+
+    city: str
+    days: int
+
+
+def test_the_small_model_keeps_to_a_schema_and_takes_the_results_of_tools(start: Start) -> None:
+    """As far as it goes: its template has no words for tools, so it never calls one by itself."""
+    saved = start().until_ready().saved
+    asked: dict[str, Any] = {"model": "smollm2-135m", "max_tokens": 80, "temperature": 0}
+    question: Any = {"role": "user", "content": "Weather in Oslo for 3 days."}
+    call = {"name": "Weather", "arguments": '{"city": "Oslo", "days": 3}'}
+    turns: list[Any] = [
+        question,
+        {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "c", "content": "It rains."},
+    ]
+    with OpenAI(base_url=f"{saved['url']}/v1", api_key=saved["api_key"]) as client:
+        held = client.chat.completions.parse(messages=[question], response_format=Weather, **asked)
+        with client.chat.completions.stream(
+            messages=[question], response_format=Weather, **asked
+        ) as stream:
+            streamed = stream.get_final_completion()
+        told = client.chat.completions.create(
+            messages=turns, tools=[pydantic_function_tool(Weather)], **asked
+        )
+
+    assert isinstance(held.choices[0].message.parsed, Weather)
+    assert isinstance(streamed.choices[0].message.parsed, Weather)
+    assert told.choices[0].message.content
 
 
 def test_a_second_start_goes_on_with_key_and_jobs(start: Start, tmp_path: Path) -> None:

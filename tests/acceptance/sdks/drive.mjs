@@ -1,4 +1,5 @@
-// An application of openai-node: the forms of drive.py, which says what they are.
+// An application of openai-node: the forms of drive.py, which says what they are, and `tools`, which
+// runs a loop of calls and results with a helper that only this SDK has.
 //
 //     node drive.mjs <folder with node_modules> <package>     (forms on standard input)
 
@@ -62,6 +63,18 @@ const FORMS = {
     seen.names = [];
     for await (const model of client.models.list()) seen.names.push(model.id);
     seen.model = await client.models.retrieve(asked.name);
+  },
+  async tools(client, asked, seen) {
+    const tool = {
+      name: "weather",
+      parameters: { type: "object", properties: { city: { type: "string" } } },
+      parse: JSON.parse,
+      function: ({ city }) => `Rain in ${city}.`,
+    };
+    const body = { ...asked.body, tools: [{ type: "function", function: tool }] };
+    const runner = client.chat.completions.runTools(body, options(asked));
+    seen.said = await runner.finalContent();
+    seen.roles = runner.messages.map(({ role }) => role);
   },
 };
 
