@@ -8,13 +8,15 @@ from typing import Any, Final
 import orjson
 from sqlalchemy.exc import IntegrityError
 
+from api import affording
 from api.deps import Caller
 from api.front import Front
+from api.throttle import Admission
 from api.wire.chat import ChatCompletionRequest
 from api.wire.jobs import JobSubmit
-from shared import clock, idempotency, prices
+from shared import clock, features, idempotency, prices
 from shared.db import DatabaseUnavailable
-from shared.errors import IdempotencyInFlight
+from shared.errors import IdempotencyInFlight, InsufficientCredits, KeyLimitReached
 from shared.idempotency import Sent
 from shared.jobs import Submission
 from shared.lifecycle import Lane
@@ -37,9 +39,15 @@ def submission(
     background: bool,
     stop_after: int | None = None,
 ) -> Submission:
-    """What becomes a job. Raises `ModelNotFound` when the catalogue has no such model."""
-    chain = front.catalog.chain(request.model)
+    """What becomes a job.
+
+    Raises `ModelNotFound` or `ModelNotAllowed`, or `InvalidRequest` for what the model cannot take.
+    """
+    model = front.catalog.find(request.model)
+    caller.check_model(model)
     body = request.upstream_body(raw)
+    least = prices.least_prompt_tokens(body, window=model.context_window)
+    chain = front.catalog.chain(request.model, features.used(body), tokens=least)
     asked = request.on_disconnect or ("continue" if background else "cancel")
     planned = request if isinstance(request, JobSubmit) else None
     lane = Lane((planned and planned.lane) or Lane.INTERACTIVE)
@@ -62,25 +70,32 @@ def submission(
         metadata=request.metadata or None,
         hinted=front.window.admits(lane),
         hold=prices.most(body, chain),
+        tokens=prices.prompt_tokens(body) + prices.output_cap(body, model),
         prices={model.name: Prices.of(model).snapshot for model in chain},
     )
 
 
 async def accept(
-    front: Front, submissions: Sequence[Submission], sent: Sent | None
+    front: Front, admission: Admission, submissions: Sequence[Submission], sent: Sent | None
 ) -> tuple[list[Job], bool]:
     """Commit the jobs, all or none, then hint those that may start at once.
 
     A request that came before leads to the jobs it became then (True). A later moment, the batch
-    lane and a full queue are left to the sweep. Raises `IdempotencyKeyReused`, or `Unavailable`
-    when the database does not answer.
+    lane and a full queue are left to the sweep. Raises `RateLimited`, `IdempotencyKeyReused`, or
+    `Unavailable` when the queue is full or the database does not answer.
     """
     if sent is not None and sent.retried and sent.key is None:
         earlier = await _sent_before(front, submissions[0], sent)
         if earlier:
             return earlier, True
-    accepted, again = await _commit(front, submissions, sent)
-    if not again:
+    front.backlog.check(len(submissions))
+    await admission.take(front.catalog, submissions)
+    accepted, again = await _pay(front, submissions, sent)
+    if again:
+        await admission.end()
+    else:
+        admission.keep(accepted)
+        front.backlog.came(submissions)
         _hint(front, submissions)
     return accepted, again
 
@@ -106,6 +121,19 @@ async def _sent_before(front: Front, new: Submission, sent: Sent) -> list[Job]:
             return []
         watched = rows[0].id, rows[0].attended_until
         await asyncio.sleep(LOOK_EVERY)
+
+
+async def _pay(
+    front: Front, submissions: Sequence[Submission], sent: Sent | None
+) -> tuple[list[Job], bool]:
+    """Commit; a single job that cannot be paid for may be made smaller."""
+    try:
+        return await _commit(front, submissions, sent)
+    except (InsufficientCredits, KeyLimitReached) as refusal:
+        less = affording.smaller(submissions[0], refusal) if len(submissions) == 1 else None
+        if less is None:
+            raise
+        return await _commit(front, [less], sent)
 
 
 async def _commit(

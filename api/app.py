@@ -7,7 +7,20 @@ from fastapi import FastAPI
 
 from api import errors, front
 from api.middleware import Metrics, Requests
-from api.routes import chat, completions, credits, health, jobs, models
+from api.routes import (
+    admin_accounts,
+    admin_audit,
+    admin_credits,
+    admin_keys,
+    chat,
+    completions,
+    credits,
+    health,
+    jobs,
+    models,
+    public,
+    queue,
+)
 from api.settings import ApiSettings
 from api.wire.openapi import REFUSALS
 
@@ -15,6 +28,7 @@ DESCRIPTION = """
 A durable queue for LLM completions. Every accepted request is a **job**: hold on for its answer,
 stream it, or come back for it later, from any connection. OpenAI's SDKs work unchanged.
 """
+ADMIN = (admin_accounts, admin_keys, admin_credits, admin_audit)
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
@@ -35,7 +49,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         responses=REFUSALS,
         redirect_slashes=False,  # a redirect would name the host as we see it
     )
-    for resource in (chat, completions, jobs, models, credits, health):
+    for resource in (chat, public, completions, jobs, queue, models, credits, *ADMIN, health):
         app.include_router(resource.router)
     errors.install(app)
     app.add_middleware(Requests, metrics=metrics, body_limit=settings.body_limit)

@@ -38,13 +38,13 @@ def json_response(
 
 def refusal(error: ServiceError) -> Response:
     """A failure before anything was accepted: the SDKs may try again where that can help."""
-    headers: dict[str, str] = {}
+    headers = dict(error.headers)
     if error.status in (429, 503) or error.retry_after is not None:
         seconds = error.retry_after.total_seconds() if error.retry_after else 1.0
         headers["retry-after"] = str(min(LONGEST_RETRY_AFTER, max(1, math.ceil(seconds))))
     if isinstance(error, InvalidApiKey):
         headers["www-authenticate"] = "Bearer"
-    return envelope(Fault.of(error), headers=headers, **error.details)
+    return envelope(Fault.of(error), headers=headers)
 
 
 def envelope(fault: Fault, *, headers: Mapping[str, str] | None = None, **more: Any) -> Response:

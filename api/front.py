@@ -11,11 +11,14 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.attendance import Attendance
+from api.backlog import Backlog
 from api.hub import Hub
 from api.middleware import Metrics
 from api.settings import ApiSettings
+from api.throttle import Throttle
+from api.tokens import Tokens
 from api.window import Window
-from shared import catalog, connections, db, leases, queue, streams
+from shared import catalog, connections, db, leases, queue, reload, streams
 from shared.catalog import Catalog
 from shared.queue import Hints
 from shared.tables import Job
@@ -43,13 +46,24 @@ class Front:
         self.redis = redis
         self.catalog = catalog
         self.metrics = metrics
+        self.tokens = Tokens(settings)
         self.hub = Hub(redis)
         self.attendance = Attendance(tx, settings.disconnect_grace)
         self.window = Window(redis, settings.hint_window)
+        self.backlog = Backlog(tx, settings.queue_limit)
+        self.throttle = Throttle(redis, tx)
         self.hints = Hints(queue.connect(settings.redis), self._lost)
         self.draining = False
         """What is held open has to end now: this process is about to stop."""
         self._loop = asyncio.get_running_loop()
+
+    def reload(self) -> None:
+        """Read the catalogue anew, soon: a signal's handler may call this."""
+
+        def take() -> None:
+            self.catalog = reload.again(self.settings.catalog, self.catalog)
+
+        self._loop.call_soon_threadsafe(take)
 
     def drain(self) -> None:
         """End what is held open, each in its own way; its client goes on elsewhere."""
@@ -80,9 +94,13 @@ async def lifespan(settings: ApiSettings, metrics: Metrics) -> AsyncIterator[Fro
     front.hub.start()
     front.attendance.start()
     front.window.start()
+    front.backlog.start()
+    front.throttle.start()
     try:
         yield front
     finally:
+        await front.throttle.stop()
+        await front.backlog.stop()
         await front.window.stop()
         await front.attendance.stop()
         await front.hub.stop()

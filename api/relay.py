@@ -30,68 +30,38 @@ async def chunks(front: Front, job: Job, *, after: int, anew: bool) -> AsyncGene
     Raises `StreamFailed` when the job did not complete, or began anew after this reader had seen
     text, or when this process is about to stop.
     """
+    frames = sse.ChunkFrames(job)
     follower = Follower(front.tx, front.hub, job, after=after)
-    reader = _Reader(job, shown=after > 0)
+    shown = after > 0
     quiet = min(2.0, front.settings.heartbeat.total_seconds())
     with front.attendance.reading(job, anew=anew) as presence:
         async for entries in follower.entries(quiet):
-            frames, failed = reader.read(entries)
-            presence.over = reader.over
-            yield frames
-            if failed is not None:
-                raise failed
-            if front.draining and not reader.over:
+            out = []
+            for entry in entries if shown else streams.newest(entries):
+                if entry.kind == DELTAS:
+                    shown = True
+                    out.append(frames.chunks(entry.first_seq, entry.deltas))
+                elif entry.kind == RETRYING and shown:
+                    yield b"".join(out)
+                    # What was shown cannot be unsaid, and the new text would not follow on it.
+                    raise sse.StreamFailed(RESTARTED, job, entry.seq)
+                elif entry.kind == END:
+                    presence.over = True
+                    fields = entry.fields
+                    if fields["status"] != JobStatus.COMPLETED:
+                        yield b"".join(out)
+                        raise sse.StreamFailed(fault(fields["status"], fields), job, entry.seq)
+                    out.append(_done(frames, job, entry.seq, fields["usage"]))
+            yield b"".join(out)
+            if front.draining and not presence.over:
                 raise sse.StreamFailed(DRAINING, job)
 
 
-class _Reader:
-    """Somebody who reads chunks, and what has been shown so far.
-
-    Chunks wait for the first of them that has a word in it: what was not shown may begin anew.
-    """
-
-    def __init__(self, job: Job, *, shown: bool) -> None:
-        self.over = False
-        self._job = job
-        self._frames = sse.ChunkFrames(job)
-        self._shown = shown
-        self._wordless: list[Entry] = []
-
-    def read(self, entries: list[Entry]) -> tuple[bytes, sse.StreamFailed | None]:
-        """The frames to show for these, and the failure that comes after them."""
-        out = []
-        for entry in entries if self._shown else streams.newest(entries):
-            if entry.kind == DELTAS:
-                out.append(self._deltas(entry))
-            elif entry.kind == END:
-                out.append(self._flush())
-                self.over = True
-                fields = entry.fields
-                if fields["status"] != JobStatus.COMPLETED:
-                    why = fault(fields["status"], fields)
-                    return b"".join(out), sse.StreamFailed(why, self._job, entry.seq)
-                out.append(self._done(entry.seq, fields["usage"]))
-            elif entry.kind == RETRYING:
-                if self._shown:  # it cannot be unsaid, and the new text would not follow on it
-                    return b"".join(out), sse.StreamFailed(RESTARTED, self._job, entry.seq)
-                self._wordless.clear()
-        return b"".join(out), None
-
-    def _deltas(self, entry: Entry) -> bytes:
-        self._wordless.append(entry)
-        self._shown = self._shown or entry.progress[1] > 0
-        return self._flush() if self._shown else b""
-
-    def _flush(self) -> bytes:
-        shown = [self._frames.chunks(entry.first_seq, entry.deltas) for entry in self._wordless]
-        self._wordless.clear()
-        return b"".join(shown)
-
-    def _done(self, seq: int, usage: Mapping[str, Any] | None) -> bytes:
-        if self._job.include_usage and usage:
-            return self._frames.usage(seq, usage) + sse.DONE
-        # Numbered, so that a browser that reconnects can be told to stay away.
-        return b"id: %d\n%b" % (seq, sse.DONE)
+def _done(frames: sse.ChunkFrames, job: Job, seq: int, usage: Mapping[str, Any] | None) -> bytes:
+    if job.include_usage and usage:
+        return frames.usage(seq, usage) + sse.DONE
+    # Numbered, so that a browser that reconnects can be told to stay away.
+    return b"id: %d\n%b" % (seq, sse.DONE)
 
 
 async def events(front: Front, job: Job, *, after: int) -> AsyncGenerator[bytes]:

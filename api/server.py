@@ -11,6 +11,7 @@ import uvicorn
 from api.app import create_app
 from api.settings import ApiSettings
 from shared.db import ANSWER_WITHIN
+from shared.hangup import on_hangup
 
 KEEP_ALIVE: Final = (
     ("TCP_KEEPIDLE", 30),
@@ -62,6 +63,12 @@ class Server(uvicorn.Server):
         finally:
             draining.cancel()
 
+    def reload(self) -> None:
+        """Read the catalogue anew; before the app has started, it has yet to be read."""
+        front = getattr(self._app.state, "front", None)
+        if front is not None:
+            front.reload()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop in good order, or at once when the same signal has come before.
 
@@ -75,6 +82,7 @@ class Server(uvicorn.Server):
 def serve(settings: ApiSettings) -> bool:
     """Serve the API until SIGTERM or SIGINT; whether it ever started."""
     server = Server(settings)
+    on_hangup(server.reload)
     server.run()
     return server.started
 

@@ -2,25 +2,28 @@
 
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from api import parse, relay, sse
 from api.accept import accept, submission
-from api.deps import AuthorizedCaller, FrontDep
+from api.deps import AdmissionDep, AuthorizedCaller, Caller, FrontDep
 from api.errors import envelope, json_response
 from api.following import FROM_START
 from api.front import Front
+from api.throttle import Admission
 from api.waiting import until_ended
 from api.wire.chat import ChatCompletionRequest
 from api.wire.headers import parse_cancel_after, parse_sent
 from api.wire.objects import completion, completion_path, fault, job_object
-from api.wire.openapi import submission_of
+from api.wire.openapi import ANSWERS, submission_of
 from api.wire.prefer import Prefer, parse_prefer
-from shared import ids, jobs
+from shared import ids, jobs, statements
 from shared.errors import Fault, SyncWaitExceeded, Unavailable
 from shared.lifecycle import TERMINAL, JobStatus
+from shared.prices import shown
 from shared.tables import Job
 
 router = APIRouter(tags=["chat"])
@@ -32,11 +35,31 @@ CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Where openai-python and openai-node say after how many seconds they give up."""
 
 
-@router.post("/v1/chat/completions", openapi_extra=submission_of(ChatCompletionRequest))
-async def create(request: Request, front: FrontDep, caller: AuthorizedCaller) -> Response:
+@router.post(
+    "/v1/chat/completions",
+    responses=ANSWERS,
+    openapi_extra=submission_of(ChatCompletionRequest),
+)
+async def create(
+    request: Request, front: FrontDep, caller: AuthorizedCaller, admission: AdmissionDep
+) -> Response:
     """Ask a model. The job is durable before anything is answered."""
+    return await ask(request, front, caller, admission, ChatCompletionRequest)
+
+
+async def ask(
+    request: Request,
+    front: Front,
+    caller: Caller,
+    admission: Admission,
+    shape: type[ChatCompletionRequest],
+) -> Response:
+    """Make a job of a body of this shape and answer in the form it wants: what each dialect does.
+
+    Raises `ServiceError` for whatever keeps it from being accepted.
+    """
     body, content_type = await request.body(), request.headers.get("content-type")
-    raw, asked = await parse.read(body, lambda: _parsed(body, content_type))
+    raw, asked = await parse.read(body, lambda: _parsed(body, content_type, shape))
     prefer = parse_prefer(",".join(request.headers.getlist("prefer")))
     background = bool(asked.background) or prefer.respond_async
     new = submission(
@@ -48,14 +71,16 @@ async def create(request: Request, front: FrontDep, caller: AuthorizedCaller) ->
         background=background,
         stop_after=parse_cancel_after(request.headers.get("cancel-after")),
     )
-    [job], again = await accept(front, [new], parse_sent(request, raw))
+    [job], again = await accept(front, admission, [new], parse_sent(request, raw))
     try:
         if asked.stream:
-            response = await stream(front, job, after=FROM_START, anew=again)
+            response = await stream(front, job, after=FROM_START, anew=again, admission=admission)
         else:
             response = await _held(request, front, job, prefer, background, again)
+            await admission.end()  # before the client has its answer, and comes with the next
     except Unavailable as error:  # accepted all the same: nobody should send it once more
         response = _refused(Fault.of(error), job)
+    response.headers.update(admission.headers)
     return replayed(response, again)
 
 
@@ -75,9 +100,11 @@ async def _held(
     return await accepted(front, ended, prefer)
 
 
-def _parsed(body: bytes, content_type: str | None) -> tuple[Any, ChatCompletionRequest]:
+def _parsed(
+    body: bytes, content_type: str | None, shape: type[ChatCompletionRequest]
+) -> tuple[Any, ChatCompletionRequest]:
     raw = parse.parse_json(body, content_type=content_type)
-    return raw, parse.validate(ChatCompletionRequest, raw)
+    return raw, parse.validate(shape, raw)
 
 
 def _hold(request: Request, front: Front, prefer: Prefer, background: bool) -> float:
@@ -102,12 +129,16 @@ def job_headers(job: Job) -> dict[str, str]:
     return {"x-job-id": ids.JOB + job.id, "location": completion_path(job)}
 
 
-async def stream(front: Front, job: Job, *, after: int, anew: bool) -> Response:
+async def stream(
+    front: Front, job: Job, *, after: int, anew: bool, admission: Admission | None = None
+) -> Response:
     """The job's chunks after a number, live to the end; an early failure as a plain error.
 
-    `anew`: the job was submitted by an earlier request.
+    `anew`: the job was submitted by an earlier request. `admission`: it counts as open until then.
     """
     frames = relay.chunks(front, job, after=after, anew=anew)
+    if admission is not None:
+        frames = admission.before_done(frames)
     try:
         ready = await sse.opened(frames, EARLY_FAILURE)
     except sse.StreamFailed as failed:
@@ -128,7 +159,11 @@ async def answer(front: Front, job: Job) -> Response:
     if job.status != JobStatus.COMPLETED:
         return _refused(fault(job.status, {"error": job.error}), job)
     kept = await front.tx.read(jobs.content, job.id)
-    return json_response(kept.response or b"{}", headers=job_headers(job))
+    used = {"x-model-used": quote(job.served_model or "", safe="/:@")}
+    if job.cost is not None:
+        left = await front.tx.read(statements.balance, job.account_id)
+        used |= {"x-credits-cost": shown(job.cost), "x-credits-remaining": shown(left.available)}
+    return json_response(kept.response or b"{}", headers={**job_headers(job), **used})
 
 
 def _refused(why: Fault, job: Job) -> Response:

@@ -15,7 +15,7 @@ from api.routes.chat import job_headers, stream
 from api.waiting import last_entry, until_ended
 from api.wire.chat import MetadataUpdate
 from api.wire.objects import completion, job_object, list_object
-from api.wire.openapi import body_of
+from api.wire.openapi import FLAG, PLACE, REPLAYS, body_of, query_of
 from api.wire.prefer import parse_prefer
 from api.wire.queries import (
     CompletionFilters,
@@ -37,7 +37,7 @@ DELETE_WITHIN = 5.0
 """Seconds to wait for a running job to stop before it is deleted."""
 
 
-@router.get("")
+@router.get("", openapi_extra=query_of(CompletionFilters))
 async def list_completions(request: Request, front: FrontDep, caller: AuthorizedCaller) -> Response:
     """Completed ones, oldest first, filtered by `model`, `metadata[key]=value` and `status`."""
     asked = parse_query(CompletionFilters, request.query_params.multi_items())
@@ -63,7 +63,11 @@ def _page(
     return [(job, kept[job.id]) for job in rows if job.id in kept], more
 
 
-@router.get("/{completion_id}")
+@router.get(
+    "/{completion_id}",
+    responses=REPLAYS,
+    openapi_extra=query_of(None, stream=FLAG, starting_after=PLACE, partial=FLAG),
+)
 async def retrieve(
     completion_id: str, request: Request, front: FrontDep, caller: AuthorizedCaller
 ) -> Response:
@@ -119,7 +123,7 @@ async def cancel(completion_id: str, front: FrontDep, caller: AuthorizedCaller) 
 
 async def cancelled(front: Front, account_id: str, job_id: str) -> Job:
     """Stop a job, and tell its worker or its readers."""
-    job = await front.tx(jobs.cancel, account_id, job_id)
+    job = await front.tx.by(account_id, jobs.cancel, account_id, job_id)
     if job.status != JobStatus.COMPLETED:
         await endings.announce(front.tx, front.redis, job)
     return job
@@ -138,7 +142,7 @@ async def delete(
     return json_response(deleted)
 
 
-@router.get("/{completion_id}/messages")
+@router.get("/{completion_id}/messages", openapi_extra=query_of(MessageFilters))
 async def messages(
     completion_id: str, request: Request, front: FrontDep, caller: AuthorizedCaller
 ) -> Response:

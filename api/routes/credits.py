@@ -13,6 +13,7 @@ from api.wire.credits import (
     usage_object,
 )
 from api.wire.objects import list_object
+from api.wire.openapi import query_of
 from api.wire.queries import parse_query
 from shared import clock, statements
 from shared.statements import DAY
@@ -30,7 +31,7 @@ async def balance(front: FrontDep, caller: AuthorizedCaller) -> Response:
     return json_response(balance_object(await front.tx.read(statements.balance, caller.account_id)))
 
 
-@router.get("/v1/credits/ledger")
+@router.get("/v1/credits/ledger", openapi_extra=query_of(LedgerFilters))
 async def list_entries(request: Request, front: FrontDep, caller: AuthorizedCaller) -> Response:
     """Every movement of credits, newest first."""
     asked = parse_query(LedgerFilters, request.query_params.multi_items())
@@ -40,7 +41,7 @@ async def list_entries(request: Request, front: FrontDep, caller: AuthorizedCall
     return json_response(list_object([entry_object(row) for row in rows], has_more=more))
 
 
-@router.get("/v1/usage")
+@router.get("/v1/usage", openapi_extra=query_of(UsageFilters))
 async def usage(request: Request, front: FrontDep, caller: AuthorizedCaller) -> Response:
     """Jobs, tokens and credits of what has ended, by `day`, `model` or `key`, or several."""
     asked = parse_query(UsageFilters, request.query_params.multi_items())

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
@@ -63,7 +63,7 @@ async def _workers(front: Front) -> str:
     return "ok" if await front.tx.read(leases.alive) else "none alive"
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request, front: FrontDep) -> Response:
     """Prometheus: this process's counters, and the queue as the database has it."""
     if not front.settings.metrics:

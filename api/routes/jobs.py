@@ -8,7 +8,7 @@ from fastapi.responses import Response
 
 from api import parse, relay, sse
 from api.accept import accept, submission
-from api.deps import AuthorizedCaller, FrontDep
+from api.deps import AdmissionDep, AuthorizedCaller, FrontDep
 from api.errors import json_response
 from api.following import at_the_end
 from api.front import Front
@@ -18,7 +18,7 @@ from api.waiting import last_entry
 from api.wire.headers import parse_cancel_after, parse_sent
 from api.wire.jobs import JobSubmit, parse_submission
 from api.wire.objects import attempt_object, job_object, list_object
-from api.wire.openapi import submission_of
+from api.wire.openapi import EVENTS, PLACE, query_of, submission_of
 from api.wire.queries import JobFilters, parse_query, parse_starting_after
 from shared import clock, ids, jobs, listing
 from shared.errors import ServiceError, Unavailable
@@ -28,7 +28,9 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
 @router.post("", status_code=202, openapi_extra=submission_of(JobSubmit, arrays=True))
-async def submit(request: Request, front: FrontDep, caller: AuthorizedCaller) -> Response:
+async def submit(
+    request: Request, front: FrontDep, caller: AuthorizedCaller, admission: AdmissionDep
+) -> Response:
     """Submit one chat request, or an array of up to 1,000: all of them or none."""
     body, content_type = await request.body(), request.headers.get("content-type")
     raw, asked = await parse.read(body, lambda: _parsed(body, content_type))
@@ -47,14 +49,15 @@ async def submit(request: Request, front: FrontDep, caller: AuthorizedCaller) ->
             if isinstance(raw, list) and error.param is not None:
                 error.param = f"[{number}].{error.param}"
             raise
-    rows, again = await accept(front, new, parse_sent(request, raw))
+    rows, again = await accept(front, admission, new, parse_sent(request, raw))
     if isinstance(raw, list):
         views = list_object([job_object(job) for job in rows])
-        return replayed(json_response(views, status=202), again)
+        return replayed(json_response(views, status=202, headers=admission.headers), again)
     position = None
     with suppress(Unavailable):  # accepted all the same
         position = await front.tx.read(jobs.position, rows[0])
-    headers = {**job_headers(rows[0]), "location": f"/v1/jobs/{ids.JOB}{rows[0].id}"}
+    where = {"location": f"/v1/jobs/{ids.JOB}{rows[0].id}"}
+    headers = {**job_headers(rows[0]), **admission.headers, **where}
     view = job_object(rows[0], position=position)
     return replayed(json_response(view, status=202, headers=headers), again)
 
@@ -64,7 +67,7 @@ def _parsed(body: bytes, content_type: str | None) -> tuple[Any, list[JobSubmit]
     return raw, parse_submission(raw)
 
 
-@router.get("")
+@router.get("", openapi_extra=query_of(JobFilters))
 async def list_jobs(request: Request, front: FrontDep, caller: AuthorizedCaller) -> Response:
     """Newest first; by `status`, `model`, `batch_id`, `metadata[key]`, `created_after/before`."""
     asked = parse_query(JobFilters, request.query_params.multi_items())
@@ -103,7 +106,11 @@ async def list_attempts(job_id: str, front: FrontDep, caller: AuthorizedCaller) 
     return json_response(list_object([attempt_object(each) for each in tries]))
 
 
-@router.get("/{job_id}/events")
+@router.get(
+    "/{job_id}/events",
+    responses=EVENTS,
+    openapi_extra=query_of(None, starting_after=PLACE),
+)
 async def events(
     job_id: str, request: Request, front: FrontDep, caller: AuthorizedCaller
 ) -> Response:

@@ -79,10 +79,7 @@ def job_error(job: Job) -> dict[str, Any] | None:
     """Why a job failed, as OpenAI's error object."""
     if job.error is None:
         return None
-    return {**{key: job.error[key] for key in ERROR_KEYS}, "job_id": ids.JOB + job.id}
-
-
-ERROR_KEYS = ("message", "type", "param", "code", "retryable")
+    return {**Fault(**job.error).body(), "job_id": ids.JOB + job.id}
 
 
 def fault(status: str, job: Mapping[str, Any]) -> Fault:
@@ -122,23 +119,26 @@ def completion(
 
 def attempt_object(attempt: Attempt) -> dict[str, Any]:
     """One try at a job."""
-    error = attempt.error
+    spoke_at, error = attempt.first_delta_at, attempt.error
     return {
         "object": "job.attempt",
         "number": attempt.number,
         "worker": attempt.worker_id,
+        "model": attempt.model,
         "provider": attempt.provider,
+        "upstream_status": attempt.upstream_status,
         "started_at": clock.seconds(attempt.started_at),
-        "first_delta_at": clock.seconds(attempt.first_delta_at),
+        "first_delta_at": clock.seconds(spoke_at),
+        "first_delta_ms": None if spoke_at is None else spoke_at - attempt.started_at,
         "ended_at": clock.seconds(attempt.ended_at),
         "outcome": attempt.outcome,
-        "error": error and {key: error[key] for key in ERROR_KEYS},
+        "error": error and Fault(**error).body(),
         "usage": attempt.usage,
     }
 
 
-def model_object(model: Model, *, available: bool) -> dict[str, Any]:
-    """A model on offer, as OpenAI lists it and a little more."""
+def model_object(model: Model, *, available: bool, breaker: str) -> dict[str, Any]:
+    """A model on offer, as OpenAI lists it and more; prices are credits per million tokens."""
     return {
         "id": model.name,
         "object": "model",
@@ -147,10 +147,16 @@ def model_object(model: Model, *, available: bool) -> dict[str, Any]:
         "context_window": model.context_window,
         "max_output_tokens": model.max_output_tokens,
         "input_price": model.input_price,
+        "cached_input_price": model.cached_input_price,
+        "cache_write_price": model.cache_write_price,
         "output_price": model.output_price,
         "free": model.free,
         "aliases": model.aliases,
+        "fallbacks": model.fallbacks,
+        "lacks": sorted(model.lacks),
+        "limits": model.limits and model.limits.model_dump(exclude_none=True),
         "available": available,
+        "breaker": breaker,
     }
 
 

@@ -22,6 +22,22 @@ def body_of(shape: type[BaseModel], *, arrays: bool = False) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def query_of(shape: type[BaseModel] | None, **more: dict[str, Any]) -> dict[str, Any]:
+    """The `openapi_extra` of a route whose query has this shape, and parameters beside it."""
+    fields = {} if shape is None else shape.model_json_schema()["properties"]
+    return {"parameters": [_parameter(name, each) for name, each in {**fields, **more}.items()]}
+
+
+def _parameter(name: str, field: dict[str, Any]) -> dict[str, Any]:
+    schema = {key: value for key, value in field.items() if key in _PLAIN}
+    parameter = {"name": name, "in": "query", "required": False, "schema": schema}
+    if "description" in schema:
+        parameter["description"] = schema.pop("description")
+    if name == "metadata":  # as `metadata[team]=blue`
+        parameter |= {"style": "deepObject", "explode": True}
+    return parameter
+
+
 def _outline(properties: dict[str, Any]) -> dict[str, Any]:
     """Fields without their inner shapes, which OpenAI's own reference describes at length."""
     return {
@@ -50,5 +66,28 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     }
 }
 """The `responses` of every route; without them FastAPI promises a 422 that we never send."""
+
+_JSON: dict[str, Any] = {"application/json": {}}
+_EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+_SEEN = {"description": "Nothing comes after what `Last-Event-ID` names."}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The completion; with `stream`, its chunks.", "content": _JSON | _EVENTS},
+    202: {"description": "It goes on in the background: see `Location`.", "content": _JSON},
+}
+"""The `responses` of a route that takes chat requests."""
+REPLAYS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The completion; with `stream`, its chunks.", "content": _JSON | _EVENTS},
+    204: _SEEN,
+}
+"""Those of a route that shows a completion."""
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Named events.", "content": _EVENTS},
+    204: _SEEN,
+}
+"""Those of a route that tells the life of a job."""
+
+FLAG = {"type": "boolean"}
+PLACE = {"type": "integer", "minimum": 0}
+"""Query parameters that have no model."""
 
 _PLAIN = {"title", "description", "type", "default", "minimum", "maximum", "enum"}

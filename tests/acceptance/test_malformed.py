@@ -129,6 +129,7 @@ def test_a_compressed_body_is_refused(service: Stack) -> None:
     "path, allowed",
     [
         ("/v1/chat/completions", {"GET", "POST"}),
+        ("/v1/public/chat/completions", {"POST"}),
         (f"/v1/chat/completions/{'0' * 26}", {"GET", "POST", "DELETE"}),
         (f"/v1/chat/completions/{'0' * 26}/cancel", {"POST"}),
         ("/v1/jobs", {"GET", "POST"}),
@@ -151,7 +152,9 @@ def test_a_wrong_method_is_told_the_right_ones(
             assert set(response.headers["allow"].replace(" ", "").split(",")) == allowed
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v2/jobs", "/v1/jobs/", "/v1/jobs//cancel"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/", "/v2/jobs", "/v1/jobs/", "/v1/jobs//cancel", "/v1/responses"]
+)
 def test_there_is_nothing_at_an_unknown_path(service: Stack, path: str) -> None:
     """404 in the same envelope, whatever the method; nobody is sent elsewhere."""
     with service.http() as http:
