@@ -5,7 +5,8 @@ ServiceError
 │   └── ContextLengthExceeded 400
 ├── InvalidApiKey 401
 ├── PermissionDenied 403
-├── InsufficientCredits 402
+│   └── ModelNotAllowed 403
+├── InsufficientCredits 402 · KeyLimitReached 402
 ├── NotFound 404
 │   └── ModelNotFound 404
 ├── MethodNotAllowed 405
@@ -28,7 +29,7 @@ ServiceError
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -50,10 +51,13 @@ class ServiceError(Exception):
         status: int | None = None,
         code: str | None = None,
         details: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.details = dict(details or {})
         """What else goes into the error object, for programs to read."""
+        self.headers = dict(headers or {})
+        """What else goes into the answer's head."""
         self.message = message
         self.param = param
         self.retry_after = retry_after
@@ -74,7 +78,7 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class InvalidApiKey(ServiceError):
-    """No key, an unknown key, or one that was revoked or has expired."""
+    """No key or token, an unknown one, one that has ended, or one of a disabled account."""
 
     status, code, type = 401, "invalid_api_key", "authentication_error"
 
@@ -85,10 +89,22 @@ class PermissionDenied(ServiceError):
     status, code, type = 403, "permission_denied", "permission_error"
 
 
+class ModelNotAllowed(PermissionDenied):
+    """The key is for other models."""
+
+    code = "model_not_allowed"
+
+
 class InsufficientCredits(ServiceError):
     """The account cannot cover the most this request could cost."""
 
     status, code, type = 402, "insufficient_credits", "billing_error"
+
+
+class KeyLimitReached(ServiceError):
+    """The key has an allowance of its own, and what is left of it does not cover the request."""
+
+    status, code, type = 402, "key_limit_reached", "billing_error"
 
 
 class NotFound(ServiceError):
@@ -147,7 +163,7 @@ class UnsupportedMediaType(ServiceError):
 
 
 class RateLimited(ServiceError):
-    """Too many requests or tokens."""
+    """Too many requests or tokens in a minute, or too much at once."""
 
     status, code, type, retryable = 429, "rate_limit_exceeded", "rate_limit_error", True
 
@@ -190,6 +206,8 @@ class UpstreamError(ServiceError):
     """The server that runs the model failed us."""
 
     status, code, type, retryable = 502, "upstream_error", "upstream_error", True
+    upstream_status: int | None = None
+    """The HTTP status of its answer; None when it gave none."""
 
 
 class UpstreamRejected(UpstreamError):
@@ -248,6 +266,8 @@ class Fault:
     message: str
     param: str | None = None
     retryable: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
+    """What else goes into the error object."""
 
     @classmethod
     def of(cls, error: ServiceError) -> "Fault":
@@ -259,7 +279,12 @@ class Fault:
             message=error.message,
             param=error.param,
             retryable=error.retryable,
+            details=error.details,
         )
+
+    def with_details(self, **more: Any) -> "Fault":
+        """The same failure, and more for programs to read."""
+        return replace(self, details={**self.details, **more})
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object; all four of its keys are always there."""
@@ -269,4 +294,5 @@ class Fault:
             "param": self.param,
             "code": self.code,
             "retryable": self.retryable,
+            **self.details,
         }

@@ -321,6 +321,6 @@ class Attempt(SQLModel, table=True):
     first_delta_at: int | None = Field(default=None, sa_type=BigInteger)
     ended_at: int | None = Field(default=None, sa_type=BigInteger)
     outcome: str | None = None
-    """`completed`, `failed`, `cancelled`, `retry`, `handed_back`, `lost` or `late`."""
+    """`completed`, `failed`, `cancelled`, `retry`, `fell_back`, `handed_back`, `lost` or `late`."""
     error: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
     usage: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
