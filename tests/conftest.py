@@ -75,18 +75,27 @@ def stack(
         yield opened
 
 
+@contextmanager
+def parts(directory: Path, database_url: str | None = None) -> Iterator[Stack]:
+    """Everything but the processes, for a module; on SQLite unless told."""
+    if database_url is None:
+        database_url = f"sqlite:///{directory / 'sluice.db'}"
+        db.migrate(database_url)
+    with (
+        started_valkey(directory) as redis,
+        ScriptedUpstream() as upstream,
+        Stack(directory, database_url, redis.url, upstream) as opened,
+    ):
+        yield opened
+
+
 @pytest.fixture(scope="module", params=DATABASES)
 def service(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     """A running service that the tests of a module share; they leave its processes alone."""
     home = tmp_path_factory.mktemp("service")
-    with (
-        migrated(request, home) as url,
-        started_valkey(home) as redis,
-        ScriptedUpstream() as upstream,
-        Stack(home, url, redis.url, upstream) as opened,
-    ):
+    with migrated(request, home) as url, parts(home, url) as opened:
         yield opened.up()
 
 

@@ -11,10 +11,10 @@ from sqlmodel import Session
 from shared import accounts, db, ledger
 from shared.limits import Limits
 from shared.prices import NANO
-from tests.conftest import started_valkey
+from tests.conftest import parts
 from tests.fakes.anthropic import ScriptedAnthropic
 from tests.fakes.upstream import ScriptedUpstream
-from tests.stack import CATALOG, Stack
+from tests.stack import Stack
 
 ANTHROPIC = """
 [upstreams.anthropic]
@@ -64,19 +64,11 @@ def bilingual(
     home: Path, openai: Sequence[str], anthropic: Sequence[str], **environment: str
 ) -> Iterator[Bilingual]:
     """A service on SQLite that offers these models of each upstream, under these settings."""
-    database_url = f"sqlite:///{home / 'sluice.db'}"
-    db.migrate(database_url)
-    with (
-        started_valkey(home) as redis,
-        ScriptedUpstream() as gpt,
-        ScriptedAnthropic() as claude,
-        Stack(home, database_url, redis.url, gpt) as stack,
-    ):
+    with parts(home) as stack, ScriptedAnthropic() as claude:
         stack.environment |= environment
         models = [(name, "fake") for name in openai] + [(name, "anthropic") for name in anthropic]
-        (home / "models.toml").write_text(
-            CATALOG.format(base_url=gpt.base_url)
-            + ANTHROPIC.format(base_url=claude.base_url)
+        stack.catalogue(
+            ANTHROPIC.format(base_url=claude.base_url)
             + "".join(PRICED.format(name=name, upstream=upstream) for name, upstream in models)
         )
-        yield Bilingual(stack.up(), gpt, claude)
+        yield Bilingual(stack.up(), stack.upstream, claude)

@@ -136,7 +136,10 @@ class Stack:
 
     def offer(self, *names: str, price: str = FREE) -> None:
         """Put these models into the catalogue of processes that start from now on."""
-        models = "".join(MODEL.format(name=name).replace(FREE, price) for name in names)
+        self.catalogue("".join(MODEL.format(name=name).replace(FREE, price) for name in names))
+
+    def catalogue(self, models: str) -> None:
+        """The same, with models (and more upstreams) as the catalogue has them."""
         text = CATALOG.format(base_url=self.upstream.base_url) + models
         (self.home / "models.toml").write_text(text)
 

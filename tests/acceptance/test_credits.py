@@ -15,9 +15,9 @@ from shared import accounts, db, ledger
 from shared.audit import examine
 from shared.prices import NANO
 from shared.tables import Account
-from tests.conftest import DATABASES, migrated, started_valkey
-from tests.fakes.upstream import Say, ScriptedUpstream, Stall, Status, Usage, WaitFor
-from tests.stack import CATALOG, Stack, eventually
+from tests.conftest import DATABASES, migrated, parts
+from tests.fakes.upstream import Bytes, Finish, Say, Stall, Status, Usage, WaitFor
+from tests.stack import Stack, eventually
 
 PATH = "/v1/chat/completions"
 PRICED = """
@@ -39,14 +39,8 @@ def service(
 ) -> Iterator[Stack]:
     """A running service with one model that costs something."""
     home: Path = tmp_path_factory.mktemp("service")
-    with (
-        migrated(request, home) as url,
-        started_valkey(home) as redis,
-        ScriptedUpstream() as upstream,
-        Stack(home, url, redis.url, upstream) as opened,
-    ):
-        text = CATALOG.format(base_url=upstream.base_url) + PRICED
-        (home / "models.toml").write_text(text)
+    with migrated(request, home) as url, parts(home, url) as opened:
+        opened.catalogue(PRICED)
         yield opened.up()
 
 
@@ -93,6 +87,19 @@ def test_an_answer_costs_what_it_used(service: Stack, engine: Any) -> None:
         job = http.get(f"/v1/jobs/{job_id}").json()
         assert job["cost"] == {"credits": 0.2, "estimated": False}
     assert books(engine, "exact") == (pytest.approx(99.6), 0)
+
+
+def test_an_answer_that_nobody_counted_is_estimated(service: Stack, engine: Any) -> None:
+    """And marked so, in the job; the estimate stays within what was held."""
+    http = funded(service, engine, "uncounted", 10)
+    service.upstream.script("priced", Say("one two"), Finish("stop"), Bytes(b"data: [DONE]\n\n"))
+
+    answer = http.post(PATH, json=REQUEST)
+
+    job = http.get(f"/v1/jobs/{answer.headers['x-job-id']}").json()
+    assert job["cost"]["estimated"] is True
+    assert 0 < job["cost"]["credits"] == answer.json()["usage"]["cost"] < MOST
+    assert books(engine, "uncounted") == (pytest.approx(10 - job["cost"]["credits"]), 0)
 
 
 def test_a_failure_costs_nothing(service: Stack, engine: Any) -> None:

@@ -14,7 +14,7 @@ from sqlmodel import Session
 
 from shared import accounts, db, ledger
 from shared.prices import NANO
-from tests.conftest import migrated, started_valkey
+from tests.conftest import migrated, parts
 from tests.fakes.anthropic import ScriptedAnthropic
 from tests.fakes.upstream import (
     End,
@@ -22,14 +22,13 @@ from tests.fakes.upstream import (
     Headers,
     Reset,
     Say,
-    ScriptedUpstream,
     Stall,
     Status,
     Step,
     Usage,
     Wait,
 )
-from tests.stack import CATALOG, Stack
+from tests.stack import Stack
 
 Form = Literal["held", "streamed", "background"]
 FORMS: tuple[Form, ...] = ("held", "streamed", "background")
@@ -139,13 +138,11 @@ def service(
     home: Path = tmp_path_factory.mktemp("service")
     with (
         migrated(request, home) as url,
-        started_valkey(home) as redis,
-        ScriptedUpstream() as upstream,
+        parts(home, url) as opened,
         ScriptedAnthropic() as claude,
-        Stack(home, url, redis.url, upstream) as opened,
     ):
-        text = CATALOG.format(base_url=upstream.base_url)
-        text += UPSTREAM.format(url=claude.base_url, openai=upstream.base_url)
+        upstream = opened.upstream
+        text = UPSTREAM.format(url=claude.base_url, openai=upstream.base_url)
         dear = {"input": 5000.0, "output": 9000.0}
         for chain, fallbacks in (("alone", "[]"), ("chain", '["backup"]')):
             for case in (case for form in FORMS for case in cases(chain, form)):
@@ -157,7 +154,7 @@ def service(
         cheap = {"input": 1000.0, "output": 2000.0, "fallbacks": "[]"}
         text += MODEL.format(name="backup", upstream="openai", **cheap)
         upstream.script("backup", Wait(0.1), Say("Here I am"), Usage(100, 50))
-        (home / "models.toml").write_text(text)
+        opened.catalogue(text)
         opened.environment |= SETTINGS
         yield opened.up()
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,9 +14,9 @@ from sqlmodel import Session, col, select
 
 from shared import clock, db, keys
 from shared.tables import Account, ApiKey
-from tests.conftest import migrated, started_valkey
-from tests.fakes.upstream import Say, ScriptedUpstream, Usage, WaitFor
-from tests.stack import CATALOG, MODEL, Stack, eventually
+from tests.conftest import parts
+from tests.fakes.upstream import Say, Usage, WaitFor
+from tests.stack import MODEL, Stack, eventually
 from tests.valkey import Valkey, free_port
 
 PATH = "/v1/chat/completions"
@@ -41,20 +40,11 @@ output_price = 1.0
 )
 
 
-@pytest.fixture(scope="module", params=["sqlite"])
-def service(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stack]:
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A running service with a model that has limits and one that costs something."""
-    home: Path = tmp_path_factory.mktemp("service")
-    with (
-        migrated(request, home) as url,
-        started_valkey(home) as redis,
-        ScriptedUpstream() as upstream,
-        Stack(home, url, redis.url, upstream) as opened,
-    ):
-        catalogue = CATALOG.format(base_url=upstream.base_url) + MODEL.format(name="test") + LIMITED
-        (home / "models.toml").write_text(catalogue)
+    with parts(tmp_path_factory.mktemp("service")) as opened:
+        opened.catalogue(MODEL.format(name="test") + LIMITED)
         yield opened.up()
 
 

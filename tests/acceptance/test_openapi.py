@@ -1,7 +1,6 @@
 """Requests by the hundred, made from our own OpenAPI document: no 500, nothing undocumented."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +18,7 @@ from sqlmodel import Session
 from api.app import create_app
 from api.settings import ApiSettings
 from shared import db, keys
-from tests.conftest import started_valkey
-from tests.fakes.upstream import ScriptedUpstream
+from tests.conftest import parts
 from tests.stack import Stack
 
 ANSWERS_WITHIN = 30.0
@@ -37,14 +35,7 @@ CHECKS = [
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A running service that holds no connection for long."""
-    home: Path = tmp_path_factory.mktemp("service")
-    url = f"sqlite:///{home / 'sluice.db'}"
-    db.migrate(url)
-    with (
-        started_valkey(home) as redis,
-        ScriptedUpstream() as upstream,
-        Stack(home, url, redis.url, upstream) as opened,
-    ):
+    with parts(tmp_path_factory.mktemp("service")) as opened:
         opened.environment["SLUICE_HOLD_LIMIT"] = "1"
         yield opened.up()
 

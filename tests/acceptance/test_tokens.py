@@ -1,7 +1,6 @@
 """JSON Web Tokens in place of keys, through a running API; one database makes no difference."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,9 +9,8 @@ import pytest
 from sqlmodel import Session
 
 from shared import accounts, db
-from tests.conftest import started_valkey
+from tests.conftest import parts
 from tests.fakes.issuer import AUDIENCE, NAME, Issuer
-from tests.fakes.upstream import ScriptedUpstream
 from tests.stack import Stack
 from tests.valkey import free_port
 
@@ -29,14 +27,7 @@ def issuer() -> Iterator[Issuer]:
 @pytest.fixture(scope="module")
 def service(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A running service that accepts that issuer's tokens."""
-    home: Path = tmp_path_factory.mktemp("tokens")
-    url = f"sqlite:///{home / 'sluice.db'}"
-    db.migrate(url)
-    with (
-        started_valkey(home) as redis,
-        ScriptedUpstream() as upstream,
-        Stack(home, url, redis.url, upstream) as opened,
-    ):
+    with parts(tmp_path_factory.mktemp("tokens")) as opened:
         opened.environment |= {
             "SLUICE_JWT_JWKS_URL": issuer.url,
             "SLUICE_JWT_ISSUER": NAME,
