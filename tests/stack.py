@@ -226,13 +226,14 @@ class Stack:
     def __enter__(self) -> "Stack":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         for client in self._clients:
             client.close()
         for process in reversed(self._processes):
             process.stop()
-        for process in self._processes:  # shown with a test that failed
-            print(f"--- {process.log.name}\n{process.log.read_text()[-6000:]}")
+        if kind is not None or "PYTEST_CURRENT_TEST" in os.environ:  # it shows them on a failure
+            for process in self._processes:
+                print(f"--- {process.log.name}\n{process.log.read_text()[-6000:]}")
         self._audit()
 
     def _audit(self) -> None:
