@@ -16,7 +16,13 @@ from api.wire.chat import ChatCompletionRequest
 from api.wire.jobs import JobSubmit
 from shared import clock, features, idempotency, prices
 from shared.db import DatabaseUnavailable
-from shared.errors import IdempotencyInFlight, InsufficientCredits, KeyLimitReached
+from shared.errors import (
+    IdempotencyInFlight,
+    InsufficientCredits,
+    KeyLimitReached,
+    QueueFull,
+    RateLimited,
+)
 from shared.idempotency import Sent
 from shared.jobs import Submission
 from shared.lifecycle import Lane
@@ -76,7 +82,12 @@ def submission(
 
 
 async def accept(
-    front: Front, admission: Admission, submissions: Sequence[Submission], sent: Sent | None
+    front: Front,
+    admission: Admission,
+    submissions: Sequence[Submission],
+    sent: Sent | None,
+    *,
+    held: bool = False,
 ) -> tuple[list[Job], bool]:
     """Commit the jobs, all or none, then hint those that may start at once.
 
@@ -88,8 +99,15 @@ async def accept(
         earlier = await _sent_before(front, submissions[0], sent)
         if earlier:
             return earlier, True
-    front.backlog.check(len(submissions))
-    await admission.take(front.catalog, submissions)
+    try:
+        front.backlog.check(len(submissions))
+        await admission.take(front.catalog, submissions, held=held)
+    except (QueueFull, RateLimited):
+        # A request that came before costs nothing more, and its caller asks what became of it.
+        known = await front.tx.read(idempotency.known, submissions[0].account_id, sent)
+        if not known:
+            raise
+        return known, True
     accepted, again = await _pay(front, submissions, sent)
     if again:
         await admission.end()
@@ -127,13 +145,16 @@ async def _pay(
     front: Front, submissions: Sequence[Submission], sent: Sent | None
 ) -> tuple[list[Job], bool]:
     """Commit; a single job that cannot be paid for may be made smaller."""
-    try:
-        return await _commit(front, submissions, sent)
-    except (InsufficientCredits, KeyLimitReached) as refusal:
-        less = affording.smaller(submissions[0], refusal) if len(submissions) == 1 else None
-        if less is None:
-            raise
-        return await _commit(front, [less], sent)
+    payable = submissions
+    for _ in range(2):  # the account may have too little, and then the key
+        try:
+            return await _commit(front, payable, sent)
+        except (InsufficientCredits, KeyLimitReached) as refusal:
+            less = affording.smaller(submissions[0], refusal) if len(submissions) == 1 else None
+            if less is None:
+                raise
+            payable = [less]
+    return await _commit(front, payable, sent)
 
 
 async def _commit(

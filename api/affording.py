@@ -29,6 +29,6 @@ def smaller(new: Submission, refusal: InsufficientCredits | KeyLimitReached) -> 
     named = request.get("max_tokens") or request.get("max_completion_tokens")
     if named or tokens < LEAST_TOKENS or refusal.code == "credits_held":
         return None
-    body = orjson.dumps({**request, "max_tokens": tokens})
+    body = orjson.dumps({**request, "max_completion_tokens": tokens})
     hold = max(each.bound(prompt, tokens * answers) for each in chain)
     return replace(new, body=body, hold=hold)

@@ -4,14 +4,17 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import timedelta
 from typing import Final
+
+import structlog
 
 from shared import background, lanes
 from shared.db import Transactions
 from shared.errors import QueueFull, Unavailable
 from shared.jobs import Submission
+
+log = structlog.get_logger()
 
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks, or so many times what a look takes, if that is longer."""
@@ -51,6 +54,10 @@ class Backlog:
     async def _look(self) -> None:
         while True:
             began = time.monotonic()
-            with suppress(Unavailable):  # what we knew last will do; nothing is accepted meanwhile
+            try:
                 self.depths = Counter(await self._tx.read(lanes.depths))
+            except Unavailable:
+                pass  # what we knew last will do; nothing is accepted meanwhile
+            except Exception:  # without looks the queue would seem to fill up for ever
+                log.exception("backlog_broke")
             await asyncio.sleep(max(LOOK_EVERY, REST * (time.monotonic() - began)))

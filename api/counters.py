@@ -31,7 +31,8 @@ for i, key in ipairs(KEYS) do
   else
     used = redis.call('ZCOUNT', key, string.format('(%.0f', now), '+inf')
   end
-  if used + ARGV[2 * i + 2] > tonumber(ARGV[2 * i + 3]) then answer[1] = 0 end
+  local wanted = tonumber(ARGV[2 * i + 2])
+  if wanted > 0 and used + wanted > tonumber(ARGV[2 * i + 3]) then answer[1] = 0 end
   answer[i + 1] = used
 end
 if answer[1] == 0 then return answer end

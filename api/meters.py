@@ -118,7 +118,9 @@ class Reading:
 
     @property
     def wait(self) -> int:
-        """Microseconds until what is wanted may fit; 0 when it does."""
+        """Microseconds until what is wanted may fit; 0 when it does, or nothing is wanted."""
+        if not self.meter.wanted:
+            return 0
         over = self.used + self.meter.share(self.meter.wanted) - self.meter.room
         return ONE_ENDS if over > 0 and self.meter.unit == CONCURRENCY else max(0, over)
 

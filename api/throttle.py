@@ -22,6 +22,7 @@ from shared.catalog import Catalog
 from shared.db import Transactions
 from shared.errors import ServiceError
 from shared.jobs import Submission
+from shared.lifecycle import JobStatus
 from shared.tables import Job
 
 log = structlog.get_logger()
@@ -154,11 +155,16 @@ class Admission:
         self._taken_at = 0.0
         self._kept: Sequence[Job] = ()
 
-    async def take(self, catalog: Catalog, submissions: Sequence[Submission]) -> None:
-        """Take what they need, all of it. Raises `RateLimited`."""
+    async def take(
+        self, catalog: Catalog, submissions: Sequence[Submission], *, held: bool
+    ) -> None:
+        """Take what they need, all of it; `held`: their connection stays open for the answer.
+
+        Raises `RateLimited`.
+        """
         wants: dict[Bounds, Want] = {}
         for new in submissions:
-            one = Want(requests=1, tokens=new.tokens, concurrency=0 if new.background else 1)
+            one = Want(requests=1, tokens=new.tokens, concurrency=int(held))
             for bounds in (*self._own, *meters.bounds_of(catalog.find(new.model))):
                 wants[bounds] = wants.get(bounds, Want()) + one
         wanted = meters.meters(self._account_id, wants)
@@ -215,7 +221,11 @@ class Admission:
             row = await self._throttle.tx.read(jobs.find, job.account_id, job.id)
         except ServiceError:
             return None
-        total = (row.usage or {}).get("total_tokens") if row.completed_at else None
+        if row.completed_at is None:
+            return None
+        if row.usage is None:
+            return None if row.status == JobStatus.COMPLETED else 0
+        total = row.usage.get("total_tokens")
         return total if isinstance(total, int) else None
 
 

@@ -21,6 +21,8 @@ from shared.keys import COMPLETIONS
 
 LONGEST: Final = 8 * 1024
 """Characters a token may have."""
+LONGEST_WORD: Final = 200
+"""Characters of what is wrong with a token that are told."""
 LEEWAY: Final = 30
 """Seconds by which the issuer's clock and ours may differ."""
 REMEMBERED_FOR: Final = 60
@@ -97,6 +99,8 @@ class Tokens:
         return proven
 
     async def _claims(self, text: str) -> dict[str, Any]:
+        if self._keys is None and not self._secret:
+            raise InvalidApiKey("Send an API key; tokens are not accepted here.")
         if len(text) > LONGEST:
             raise InvalidApiKey(f"The token has more than {LONGEST} characters.")
         try:
@@ -112,11 +116,10 @@ class Tokens:
         except ExpiredSignatureError:
             raise InvalidApiKey("The token has expired.", code="token_expired") from None
         except PyJWTError as error:
-            raise InvalidApiKey(f"The token is not valid: {str(error).rstrip('.')}.") from None
+            said = ascii(str(error))[1:-1][:LONGEST_WORD].rstrip(".")  # it may quote the caller
+            raise InvalidApiKey(f"The token is not valid: {said}.") from None
 
     async def _key(self, header: dict[str, Any]) -> bytes | PyJWK:
-        if self._keys is None and not self._secret:
-            raise InvalidApiKey("Send an API key; tokens are not accepted here.")
         if header.get("alg") != self._algorithm:
             raise InvalidApiKey(f"The token is not signed with {self._algorithm}.")
         kind = header.get("typ", "JWT")

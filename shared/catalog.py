@@ -143,7 +143,8 @@ class Model(BaseModel):
     def _has_one_price(self) -> "Model":
         if not self.free and not (self.input_price and self.output_price):
             raise ValueError("has no price; set input_price and output_price, or free = true")
-        if self.free and (self.input_price or self.output_price):
+        cache = self.cached_input_price or self.cache_write_price
+        if self.free and (self.input_price or self.output_price or cache):
             raise ValueError("is free and has a price; leave one of them out")
         return self
 

@@ -84,6 +84,18 @@ def _enter(session: Session, account_id: str, sent: Sent, job_ids: list[str]) ->
     return found
 
 
+def known(session: Session, account_id: str, sent: Sent | None) -> list[Job]:
+    """The jobs that this very request became earlier, by the caller's key; none when it is new."""
+    if sent is None or sent.key is None:
+        return []
+    entries = select(IdempotencyKey).filter_by(
+        account_id=account_id, scope=sent.scope, key=sent.key, fingerprint=sent.fingerprint
+    )
+    fresh = col(IdempotencyKey.created_at) >= database_now() - KEPT_FOR
+    entry = session.exec(entries.where(fresh)).first()
+    return _rows(session, entry.job_ids) if entry else []
+
+
 def _rows(session: Session, job_ids: list[str]) -> list[Job]:
     found = session.exec(select(Job).where(col(Job.id).in_(job_ids))).all()
     places = {job_id: place for place, job_id in enumerate(job_ids)}

@@ -9,13 +9,13 @@ import hmac
 import re
 from typing import Any, Final, Literal, TypedDict, Unpack
 
-from sqlalchemy import update
+from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 
 from shared import accounts, clock, ids
 from shared.clock import database_now
 from shared.errors import InvalidApiKey, InvalidRequest, NotFound
-from shared.tables import Account, ApiKey
+from shared.tables import Account, ApiKey, Job
 
 PREFIX = "key_"
 PUBLIC_LETTERS = 12
@@ -126,7 +126,14 @@ def rotate(session: Session, key_id: str, *, overlap_ms: int = 0) -> tuple[ApiKe
     key, now = session.exec(locked, execution_options={"populate_existing": True}).one()
     if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
         raise InvalidRequest("The key has ended; create another one.", param="key_id")
-    successor = _mint(session, **key.model_dump())
+    # What is held is given back to the key that it was held by.
+    holds = select(func.coalesce(func.sum(Job.held), 0)).where(
+        col(Job.key_id) == key_id,
+        col(Job.completed_at).is_(None),
+        col(Job.created_at) >= key.spent_since,
+    )
+    spent = max(0, key.spent - int(session.exec(holds).one() or 0))
+    successor = _mint(session, **{**key.model_dump(), "spent": spent})
     key.expires_at = min(key.expires_at or now + overlap_ms, now + overlap_ms)
     return successor
 

@@ -246,11 +246,15 @@ def _move(session: Session, lease: Lease, outcome: Outcome) -> Job:
         case HandedBack(after=after):
             again = jobs.requeued("waiting_for_worker", after_ms=clock.span(after))
             again["forgiven"] = col(Job.forgiven) + 1
-    return _queue_again(session, lease, said, again)
+    return _queue_again(session, lease, outcome, again)
 
 
-def _queue_again(session: Session, lease: Lease, said: Said, columns: dict[str, Any]) -> Job:
-    """Put an attempt's job back, unless it was asked to stop: then it has stopped."""
+def _queue_again(session: Session, lease: Lease, outcome: Outcome, columns: dict[str, Any]) -> Job:
+    """Put an attempt's job back, unless it was asked to stop: then it has stopped.
+
+    What was said by an upstream that failed costs nothing.
+    """
+    said, failed = outcome.said, isinstance(outcome, Retry)
     asked = col(Job.cancel_requested_at).is_not(None)
     try:
         return jobs.move(session, lease.job_id, JobStatus.QUEUED, ~asked, held=lease, **columns)
@@ -261,7 +265,7 @@ def _queue_again(session: Session, lease: Lease, said: Said, columns: dict[str, 
             JobStatus.CANCELLED,
             asked,
             held=lease,
-            bill=said.model,
+            bill=None if failed else said.model,
             **_progress(said),
         )
 

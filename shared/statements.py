@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Integer, cast, func
+from sqlalchemy import ColumnElement, Numeric, cast, func
 from sqlmodel import Session, col, select
 
 from shared import ids
@@ -82,7 +82,7 @@ _GROUPS: Final[dict[Grouping, Any]] = {
 
 
 def _tokens(name: str) -> ColumnElement[Any]:
-    count = cast(col(Job.usage)[name].as_string(), Integer)
+    count = cast(col(Job.usage)[name].as_string(), Numeric)
     return func.coalesce(func.sum(count), 0)
 
 

@@ -112,6 +112,8 @@ async def _outcome(bench: Bench, running: Running) -> Outcome | None:
 def _stopped(running: Running) -> Outcome | None:
     """What it means that the stream was stopped."""
     match running.why:
+        case "cancelled" if running.called_at is None:
+            return Cancelled()
         case "cancelled":
             return Cancelled(running.said(billed=True))
         case "handed_back" if running.committed:

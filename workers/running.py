@@ -133,9 +133,13 @@ class Running:
         if self.claim.job.held is None or (counted is not None and self.why is None):
             return counted
         counted = counted or {}
-        request = orjson.loads(self.claim.request)
-        prompt = counted.get("prompt_tokens") or prices.prompt_tokens(request)
-        said = max(counted.get("completion_tokens") or 0, prices.completion_tokens(response))
+        request, model = orjson.loads(self.claim.request), self.model
+        prompt, said = prices.prompt_tokens(request), prices.completion_tokens(response)
+        if model is not None:  # no more than was held for
+            prompt = min(prompt, model.context_window)
+            said = min(said, prices.output_cap(request, model))
+        prompt = counted.get("prompt_tokens") or prompt
+        said = max(counted.get("completion_tokens") or 0, said)
         totals = {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
         return {**counted, **totals}
 

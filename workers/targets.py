@@ -13,6 +13,7 @@ from shared import breakers, features
 from shared.catalog import Catalog, Model
 from shared.errors import (
     ModelNotFound,
+    ModelUnavailable,
     UpstreamCredentials,
     UpstreamError,
     UpstreamRateLimited,
@@ -23,6 +24,10 @@ from shared.tables import Job
 
 FRESH: Final = 2.0
 """Seconds for which what a breaker said is taken to be so still."""
+ELSEWHERE_AFTER: Final = timedelta(seconds=2)
+"""When a job comes again whose model this worker does not know."""
+REMEMBERED: Final = 1_000
+"""Models past which those that were not called lately are forgotten."""
 WITHOUT_CREDENTIALS: Final = timedelta(seconds=60)
 """How long an upstream that refuses our key is left alone."""
 
@@ -38,15 +43,23 @@ def chain(catalog: Catalog, job: Job, request: Mapping[str, Any]) -> list[Target
     """The models that may answer a job: those whose prices it was accepted at, or, of a free one,
     those that the catalogue has for it now.
 
-    What has left the catalogue is left out. Raises `ModelNotFound` when all have.
+    What has left the catalogue is left out. Raises `ModelUnavailable` when all have: another
+    worker may have read another catalogue.
     """
-    if job.prices is None:
-        return [*starmap(Target, enumerate(catalog.chain(job.model, features.used(request))))]
-    found = []
-    for place, name in enumerate(job.prices):
+    found: list[Target] = []
+    with suppress(ModelNotFound):
+        if job.prices is None:
+            models = catalog.chain(job.model, features.used(request))
+            found += starmap(Target, enumerate(models))
+    for place, name in enumerate(job.prices or ()):
         with suppress(ModelNotFound):
             found.append(Target(place, catalog.find(name)))
-    return found or [Target(0, catalog.find(job.model))]
+    if not found:
+        raise ModelUnavailable(
+            f"The catalogue of this worker has no model that {job.model!r} was accepted for.",
+            retry_after=ELSEWHERE_AFTER,
+        )
+    return found
 
 
 def at_hand(targets: Sequence[Target], turn: int, upstreams: Container[str]) -> list[Target]:
@@ -105,6 +118,9 @@ class Breakers:
         return known if time.monotonic() < until else None
 
     def _keep(self, name: str, known: breakers.Answer, seconds: float) -> None:
+        if len(self._known) > REMEMBERED:  # of a pattern, callers name any number of models
+            self._known = {each: it for each, it in self._known.items() if self._fresh(each)}
+            self._answered = {each: n for each, n in self._answered.items() if each in self._known}
         if self._fresh(name) is None:
             self._known[name] = known, time.monotonic() + seconds
 

@@ -52,6 +52,8 @@ async def change(key_id: str, request: Request, front: FrontDep, caller: AdminCa
     """Change what is sent, and nothing else; `expires_at` now or earlier ends the key."""
     asked = await read_body(KeyChange, request)
     _check_lasting(caller, asked.scopes)
+    if "expires_at" in asked.terms:  # an ended one would live on
+        _check_lasting(caller, (await front.tx.read(keys.find, key_id)).scopes)
     key = await front.tx(administration.change_key, caller.actor, key_id, **asked.terms)
     return json_response(key_object(key))
 

@@ -62,16 +62,17 @@ async def ask(
     raw, asked = await parse.read(body, lambda: _parsed(body, content_type, shape))
     prefer = parse_prefer(",".join(request.headers.getlist("prefer")))
     background = bool(asked.background) or prefer.respond_async
-    new = submission(
-        front,
-        caller,
-        request.scope["state"]["request_id"],
-        asked,
-        raw,
-        background=background,
-        stop_after=parse_cancel_after(request.headers.get("cancel-after")),
+    request_id = request.scope["state"]["request_id"]
+    stop_after = parse_cancel_after(request.headers.get("cancel-after"))
+    new = await parse.read(
+        body,
+        lambda: submission(
+            front, caller, request_id, asked, raw, background=background, stop_after=stop_after
+        ),
     )
-    [job], again = await accept(front, admission, [new], parse_sent(request, raw))
+    held = bool(asked.stream) or not background or bool(prefer.wait)
+    sent = parse_sent(request, raw)
+    [job], again = await accept(front, admission, [new], sent, held=held)
     try:
         if asked.stream:
             response = await stream(front, job, after=FROM_START, anew=again, admission=admission)

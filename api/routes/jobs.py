@@ -22,6 +22,7 @@ from api.wire.openapi import EVENTS, PLACE, query_of, submission_of
 from api.wire.queries import JobFilters, parse_query, parse_starting_after
 from shared import clock, ids, jobs, listing
 from shared.errors import ServiceError, Unavailable
+from shared.jobs import Submission
 from shared.tables import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -37,18 +38,19 @@ async def submit(
     request_id = request.scope["state"]["request_id"]
     stop_after = parse_cancel_after(request.headers.get("cancel-after"))
     raws = raw if isinstance(raw, list) else [raw]
-    new = []
-    for number, (job, body) in enumerate(zip(asked, raws, strict=True)):
+
+    def made(number: int) -> Submission:
+        job, one = asked[number], raws[number]
         try:
-            new.append(
-                submission(
-                    front, caller, request_id, job, body, background=True, stop_after=stop_after
-                )
+            return submission(
+                front, caller, request_id, job, one, background=True, stop_after=stop_after
             )
         except ServiceError as error:
             if isinstance(raw, list) and error.param is not None:
                 error.param = f"[{number}].{error.param}"
             raise
+
+    new = await parse.read(body, lambda: [made(number) for number in range(len(asked))])
     rows, again = await accept(front, admission, new, parse_sent(request, raw))
     if isinstance(raw, list):
         views = list_object([job_object(job) for job in rows])

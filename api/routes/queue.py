@@ -18,7 +18,8 @@ async def show(front: FrontDep, caller: AuthorizedCaller) -> Response:
 
     `limits` lists what holds for this key and account, and for the models that have limits.
     """
-    limited = [each for model in front.catalog.models.values() for each in bounds_of(model)]
+    usable = filter(caller.may_use, front.catalog.models.values())
+    limited = [each for model in usable for each in bounds_of(model)]
     readings = await front.throttle.left(caller.account_id, [*caller.bounds, *limited])
     paces = await front.tx.read(lanes.paces)
     return json_response(queue_object(front.backlog.depths, paces, readings))

@@ -144,7 +144,7 @@ def test_sighup_exchanges_the_catalogue(shelf: Shelf) -> None:
     go.set()
 
     assert ended(http, running)["status"] == "completed"
-    assert ended(http, waiting)["error"]["code"] == "model_not_found"
+    assert ended(http, waiting)["error"]["code"] == "model_unavailable"
     assert ended(http, submit(http, model="new"))["status"] == "completed"
     assert http.post("/v1/jobs", json={"model": "test", "messages": HELLO}).status_code == 404
     eventually(lambda: http.get("/v1/models/new").json()["available"])

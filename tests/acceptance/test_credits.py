@@ -154,7 +154,7 @@ def test_an_answer_is_as_long_as_can_be_paid_for(service: Stack, engine: Any) ->
     service.upstream.script("priced", Say("Hi"), Usage(100, 50))
 
     assert http.post(PATH, json=REQUEST).status_code == 200
-    assert 450 < service.upstream.calls[-1].body["max_tokens"] < 500
+    assert 450 < service.upstream.calls[-1].body["max_completion_tokens"] < 500
     last = funded(service, engine, "broke", 0.3).post(PATH, json=REQUEST)
     assert (last.status_code, last.json()["error"]["code"]) == (402, "insufficient_credits")
     assert last.json()["error"]["max_affordable_tokens"] < 256

@@ -66,6 +66,20 @@ def limited(
     return text
 
 
+def test_what_came_before_is_answered_although_the_limit_is_reached(service: Stack) -> None:
+    """Its answer was lost, perhaps; it costs nothing to give it once more."""
+    http = service.http(limited(service, "again", key={"requests_per_minute": 1}))
+    named = {"idempotency-key": "only"}
+
+    first = http.post(PATH, json=REQUEST, headers=named)
+    again = http.post(PATH, json=REQUEST, headers=named)
+    other = http.post(PATH, json=REQUEST, headers={"idempotency-key": "other"})
+
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json()["id"] == first.json()["id"]
+    assert other.status_code == 429
+
+
 def left(http: httpx.Client, unit: str) -> int:
     """What remains of the caller's limit, as the queue shows it."""
     limits = http.get("/v1/queue").json()["limits"]

@@ -1,5 +1,7 @@
 """JSON Web Tokens in place of keys, through a running API; one database makes no difference."""
 
+import json
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,6 +69,16 @@ def test_a_token_is_as_good_as_a_key(service: Stack, issuer: Issuer) -> None:
     with service.http(issuer.token(theirs)) as http:
         assert http.get("/v1/jobs").json()["data"] == []
         assert http.get(f"/v1/jobs/{answer.id}").status_code == 404
+
+
+def test_a_token_that_tries_to_break_the_answer_is_401(service: Stack) -> None:
+    """What it says is told in plain letters, and not at length."""
+    header = b64encode(json.dumps({"alg": "RS256", "crit": ["\ud800" * 500]}).encode())
+    with service.http(f"{header.decode().rstrip('=')}.e30.x") as http:
+        answer = http.get("/v1/jobs")
+
+    assert answer.status_code == 401
+    assert len(answer.text) < 600
 
 
 def test_a_token_that_is_not_good_is_401(service: Stack, issuer: Issuer) -> None:

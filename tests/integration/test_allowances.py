@@ -78,6 +78,19 @@ def test_races_for_an_allowance_have_as_many_winners_as_it_has_room_for(sessions
         assert spent(session, key_id) == 3 * HOLD
 
 
+def test_a_successor_inherits_what_was_spent_and_not_what_is_held(sessions: Sessions) -> None:
+    """For a hold is given back to the key it was held by."""
+    with sessions() as session:
+        key_id = allowed(session, 2 * HOLD)
+        claim = leases.claim(session, priced(session, key_id).id, worker(session))
+        assert claim is not None
+        leases.settle(session, claim.lease, Completed(SAID))
+        priced(session, key_id)
+
+        successor, _ = keys.rotate(session, key_id)
+        assert spent(session, successor.id) == COST
+
+
 def test_a_new_period_begins_at_nothing(sessions: Sessions) -> None:
     """And a job of the old one that ends in the new one changes nothing in it."""
     with sessions() as session:

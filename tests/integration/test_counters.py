@@ -86,6 +86,21 @@ async def test_crowds_of_two_processes_get_what_there_is_and_no_more(server: Val
         assert sum(taken for taken, _ in answers) == 10
 
 
+async def test_who_wants_no_place_is_not_kept_out_by_a_crowd(server: Valkey) -> None:
+    """A limit may have been lowered while more were open; in Redis as in the process."""
+    place = wanting("lowered", Want(concurrency=1), Limits(concurrency=2))
+    none = wanting("lowered", Want(requests=1), Limits(concurrency=1))
+    local = Local()
+    async with opened(server) as redis:
+        shared = Shared(redis)
+        for lease in ("a", "b"):
+            assert (await shared.take(place, lease))[0]
+            assert local.take(place, lease)[0]
+
+        assert (await shared.take(none, "c"))[0]
+        assert local.take(none, "c")[0]
+
+
 async def test_a_bucket_fills_again_evenly(server: Valkey) -> None:
     """At sixty thousand a minute one is back after a millisecond, not all at the minute's end."""
     bounds = Limits(requests_per_minute=60_000)

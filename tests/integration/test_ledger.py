@@ -1,6 +1,7 @@
 """Credits on a real database: holds, charges and releases, once each, in races too."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from shared import accounts, db, ids, jobs, leases, ledger, losses
 from shared.errors import InsufficientCredits
 from shared.jobs import Lease
 from shared.lifecycle import JobStatus
-from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Said
+from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Retry, Said
 from shared.prices import NANO
 from shared.tables import Account, Job, LedgerEntry
 from tests.factories import FAULT, Sessions, submission, worker
@@ -124,6 +125,21 @@ def test_a_job_that_waits_again_keeps_its_hold(sessions: Sessions) -> None:
         assert leases.settle(session, lost.lease, Completed(SAID)) is None
         leases.settle(session, last.lease, Completed(SAID))
         assert balance(session, account_id) == (10 * HOLD - COST, 0)
+
+
+def test_a_failure_that_a_cancel_overtakes_costs_nothing(sessions: Sessions) -> None:
+    """What the upstream failed to say is not billed because somebody had asked to stop."""
+    with sessions() as session:
+        account_id = funded(session)
+        job = priced(session)
+        claim = leases.claim(session, job.id, worker(session))
+        assert claim is not None
+        jobs.cancel(session, account_id, job.id)
+        leases.settle(session, claim.lease, Retry(FAULT, timedelta(), SAID))
+
+        ended = session.get_one(Job, job.id, populate_existing=True)
+        assert (ended.status, ended.cost) == (JobStatus.CANCELLED, 0)
+        assert balance(session, account_id) == (10 * HOLD, 0)
 
 
 def test_more_than_was_held_is_charged_as_far_as_it_goes(sessions: Sessions) -> None:

@@ -104,6 +104,30 @@ def test_the_request_passes_unchanged_but_for_model_and_streaming(fake: Scripted
     assert call.headers["Authorization"] == f"Bearer {KEY}"
 
 
+@pytest.mark.parametrize(
+    "asked, sent",
+    [
+        ({}, {"max_completion_tokens": 50}),
+        ({"max_tokens": 40}, {"max_tokens": 40}),
+        ({"max_tokens": 9_000}, {"max_tokens": 50}),
+        (
+            {"max_completion_tokens": 60, "max_tokens": 7},
+            {"max_completion_tokens": 50, "max_tokens": 7},
+        ),
+    ],
+)
+def test_no_more_is_asked_for_than_was_reckoned_with(
+    fake: ScriptedUpstream, asked: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    """Whatever the request says, and if it says nothing."""
+    hear(OpenAIUpstream, at(fake.base_url), ASKED | asked, model="most", max_output_tokens=50)
+
+    body = fake.calls_of("most")[-1].body
+    assert {
+        name: body[name] for name in ("max_completion_tokens", "max_tokens") if name in body
+    } == sent
+
+
 def test_an_upstream_without_a_key_gets_no_authorization(fake: ScriptedUpstream) -> None:
     """The embedded model has none."""
     ask(fake.base_url, "no-key", api_key=None)

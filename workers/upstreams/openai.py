@@ -1,7 +1,7 @@
 """Servers that speak OpenAI's chat completions: OpenAI, Azure, vLLM, llama.cpp, Ollama and more."""
 
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import aiohttp
@@ -11,6 +11,9 @@ from shared.catalog import UpstreamEntry
 from workers.upstreams.calls import Caller
 from workers.upstreams.openai_stream import reader_for
 from workers.upstreams.protocol import Delta, Timeouts
+
+LIMITS: Final = ("max_completion_tokens", "max_tokens")
+"""The names of a limit; OpenAI's newer models refuse the second."""
 
 
 class OpenAIUpstream:
@@ -36,12 +39,14 @@ class OpenAIUpstream:
     def stream(
         self, request: dict[str, Any], *, model: str, max_output_tokens: int | None = None
     ) -> AsyncGenerator[list[Delta], None]:
-        """What the model says; here a request without a limit has the server's own.
+        """What the model says, and no more of it than `max_output_tokens`.
 
         Closing the generator closes the connection. Raises `UpstreamError`.
         """
         reader = reader_for(request.get("n") or 1, self._api_key)
-        return self._caller.stream(self._path(model), _body(request, model), reader)
+        return self._caller.stream(
+            self._path(model), _body(request, model, max_output_tokens), reader
+        )
 
     def _path(self, model: str) -> str:
         if self._azure_version is None:
@@ -50,6 +55,15 @@ class OpenAIUpstream:
         return f"/deployments/{deployment}/chat/completions?api-version={version}"
 
 
-def _body(request: dict[str, Any], model: str) -> bytes:
+def _body(request: dict[str, Any], model: str, most: int | None) -> bytes:
     options = {**(request.get("stream_options") or {}), "include_usage": True}
-    return orjson.dumps({**request, "model": model, "stream": True, "stream_options": options})
+    ours = {"model": model, "stream": True, "stream_options": options}
+    return orjson.dumps({**request, **_limits(request, most), **ours})
+
+
+def _limits(request: dict[str, Any], most: int | None) -> dict[str, int]:
+    """What is asked for, or `most`, which is what was reckoned with when the job was accepted."""
+    if most is None:
+        return {}
+    asked = {name: request[name] for name in LIMITS if request.get(name)}
+    return {name: min(each, most) for name, each in asked.items()} or {LIMITS[0]: most}

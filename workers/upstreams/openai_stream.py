@@ -27,6 +27,9 @@ def reader_for(n: int, secret: str | None) -> Callable[[str], Reader]:
     return choose
 
 
+COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+
 class _Chunks:
     """Turns chunks into deltas, and remembers what they say about the end."""
 
@@ -58,7 +61,7 @@ class _Chunks:
         """A chunk as a delta; None when nothing is in it. Raises `UpstreamError` if it is one."""
         if error := _error_in(chunk):
             raise failures.in_band(error, secret=self._secret)
-        usage = chunk.pop("usage", None)
+        usage = _counts(chunk.pop("usage", None))
         for name in OURS:
             chunk.pop(name, None)
         choices = chunk.get("choices") or []
@@ -224,3 +227,11 @@ def _as_delta(message: dict[str, Any]) -> dict[str, Any]:
     if not calls:
         return message
     return {**message, "tool_calls": [{"index": at, **call} for at, call in enumerate(calls)]}
+
+
+def _counts(usage: Any) -> dict[str, Any] | None:
+    """A usage object whose counts are whole numbers; None for one that counts nothing."""
+    if not isinstance(usage, dict):
+        return None
+    counts = {name: usage[name] for name in COUNTS if isinstance(usage.get(name), int | float)}
+    return {**usage, **{name: int(count) for name, count in counts.items()}} if counts else None
