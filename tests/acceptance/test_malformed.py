@@ -182,6 +182,8 @@ def test_head_is_answered_without_a_body(service: Stack) -> None:
         b"nonsense\r\n\r\n",
         b"GET /v1/jobs HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
         b"POST /v1/jobs HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /nowhere?\xff HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        b"GET /v1/jobs?\xff=\xfe HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
     ],
 )
 def test_what_is_no_http_ends_its_connection_only(service: Stack, said: bytes) -> None:
