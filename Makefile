@@ -20,7 +20,7 @@ run: $(READY) ## Start everything on this machine; Ctrl-C stops it
 	@exec $(BIN)/sluice up
 
 test: $(READY) ## Run all tests (ARGS="-k cancel" narrows them)
-	@$(BIN)/pytest --numprocesses 3 --dist loadscope $(ARGS)
+	@$(BIN)/pytest --numprocesses 2 --dist loadscope $(ARGS)
 
 check: $(READY) ## Formatting, lint, types and the layers
 	@$(BIN)/ruff format --check .

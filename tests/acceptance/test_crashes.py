@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.fakes.upstream import Say
 from tests.frames import Frame, frames, text_of
@@ -15,6 +16,9 @@ WORDS = [f" word{number}" for number in range(150)]
 TEXT = "".join(WORDS)
 SLOWLY = Say(pieces=WORDS, every=0.02)
 REQUEST = {"model": "test", "messages": [{"role": "user", "content": "Talk"}]}
+
+ANY_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""Which one it is makes no difference here."""
 
 
 def stored_text(http: httpx.Client, job_id: str) -> str | None:
@@ -52,6 +56,7 @@ def read_stream(stack: Stack, *, on_tenth: Callable[[], None]) -> list[Frame]:
     return seen
 
 
+@ANY_DATABASE
 def test_a_stream_outlives_its_api(stack: Stack) -> None:
     """The api is killed in mid-stream; on another one the reader loses and repeats nothing."""
     stack.upstream.script("test", SLOWLY)
@@ -103,6 +108,7 @@ def test_a_background_job_outlives_its_worker(stack: Stack) -> None:
     assert text_of(list(frames(iter([replay.content])))) == TEXT
 
 
+@ANY_DATABASE
 def test_a_read_stream_whose_worker_dies_fails_loudly(stack: Stack) -> None:
     """What a reader has seen cannot be unsaid: the stream ends with an error, not in silence."""
     stack.upstream.script("test", SLOWLY)
@@ -133,6 +139,7 @@ def test_a_read_stream_whose_worker_dies_fails_loudly(stack: Stack) -> None:
     ]
 
 
+@ANY_DATABASE
 def test_redis_comes_back_and_the_reader_misses_nothing(stack: Stack, redis_server: Valkey) -> None:
     """Redis is killed and restarted while a job streams."""
     stack.upstream.script("test", SLOWLY)

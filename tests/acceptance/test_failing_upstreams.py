@@ -56,8 +56,8 @@ PRICE = 0.2
 """Credits for 100 tokens of input at 1,000 a million and 50 of output at 2,000."""
 SETTINGS = {
     "SLUICE_MAX_ATTEMPTS": "1",
-    "SLUICE_FIRST_BYTE_TIMEOUT": "1.5",
-    "SLUICE_SILENCE_TIMEOUT": "1.5",
+    "SLUICE_FIRST_BYTE_TIMEOUT": "5",
+    "SLUICE_SILENCE_TIMEOUT": "5",
 }
 MIDWAY = Say("Half a")
 ERROR = ErrorInBand({"type": "overloaded_error", "message": "Overloaded"})

@@ -152,6 +152,7 @@ def test_a_worker_whose_event_loop_stands_still_ends_itself(stack: Stack) -> Non
     assert client.outcomes(job_id) == ["lost", "completed"]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_wall_clocks_may_be_wrong(stack: Stack, sessions: Sessions) -> None:
     """One worker is an hour ahead, another an hour behind, and so is the api: nothing changes."""
     stack.upstream.script_calls("test", [Status(503)], [Say("Hi")])
