@@ -76,11 +76,17 @@ def _alembic(url: str) -> Config:
     return config
 
 
-def migrate(url: str) -> None:
-    """Bring the tables to the newest revision; creates a SQLite file and its folder if need be."""
+def migrate(url: str, to: str = "head") -> None:
+    """Bring the tables to the newest revision, or `to` one; creates a SQLite file if need be."""
     if make_url(url).get_backend_name() == "sqlite":
         Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
-    command.upgrade(_alembic(url), "head")
+    for left in reversed(range(TRIES)):
+        try:
+            command.upgrade(_alembic(url), to)
+            break
+        except DBAPIError as error:  # whoever uses the tables may take them the other way round
+            if not left or _sqlstate(error) not in _ROLLED_BACK:
+                raise
 
 
 def revision(url: str) -> tuple[str | None, str | None]:

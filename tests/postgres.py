@@ -32,10 +32,13 @@ class Postgres:
         )
 
     @contextmanager
-    def fresh(self) -> Iterator[str]:
-        """The URL of a migrated, empty database that is dropped in the end."""
+    def fresh(self, template: str = "template") -> Iterator[str]:
+        """The URL of a migrated, empty database that is dropped in the end.
+
+        It has no tables when it is a copy of PostgreSQL's own `template1`.
+        """
         name = f"test_{next(self._numbers)}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE template")
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             yield self.url(name)
         finally:

@@ -1,13 +1,28 @@
 """The migrations make what the tables promise."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateIndex
-from sqlmodel import SQLModel
+from sqlmodel import Session, SQLModel, select
 
 from shared import db, tables
 from tests.factories import Sessions
+from tests.postgres import Postgres
+from tests.stack import eventually
+
+ROWS = (
+    "INSERT INTO accounts (id, name, credits, created_at) VALUES ('acc', 'ours', 5, 1)",
+    "INSERT INTO api_keys (id, public_id, secret_hash, account_id, scopes, created_at)"
+    " VALUES ('key', 'public', 'hash', 'acc', '[]', 1)",
+)
+"""What the first tables held."""
 
 
 def test_the_migrated_database_has_the_tables_as_they_are_written(sessions: Sessions) -> None:
@@ -36,3 +51,54 @@ def test_its_indexes_hold_the_rows_they_say(sessions: Sessions) -> None:
     }
 
     assert {name: made.get(name) for name in written} == written
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_tables_with_rows_in_them_are_migrated(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """From the first revision on, rows stay, and so does what refers to them."""
+    with ExitStack() as opened:
+        if kind == "sqlite":
+            url = f"sqlite:///{tmp_path / 'sluice.db'}"
+        else:
+            server: Postgres = request.getfixturevalue("postgres_server")
+            url = opened.enter_context(server.fresh("template1"))
+        db.migrate(url, "0001")
+        engine = db.connect(url)
+        with engine.begin() as connection:
+            for row in ROWS:
+                connection.execute(text(row))
+
+        db.migrate(url)
+
+        with Session(engine) as session:
+            key = session.exec(select(tables.ApiKey)).one()
+            account = session.get_one(tables.Account, key.account_id)
+            assert (account.credits, account.held, key.spent) == (5, 0, 0)
+            session.delete(account)
+            with pytest.raises(IntegrityError):
+                session.flush()
+        engine.dispose()
+
+
+def test_a_migration_that_processes_get_in_the_way_of_is_tried_again(
+    postgres_server: Postgres,
+) -> None:
+    """They take tables in the order of their work: one of the two has to give way."""
+    with postgres_server.fresh("template1") as url, ThreadPoolExecutor() as pool:
+        db.migrate(url, "0002")
+        engine = db.connect(url)
+        with engine.connect() as busy, engine.connect() as looking:
+            busy.execute(text("SET deadlock_timeout = '1min'"))  # the other gives way
+            busy.execute(text("LOCK TABLE jobs IN ROW EXCLUSIVE MODE"))
+            migrating = pool.submit(db.migrate, url)
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            eventually(lambda: looking.execute(waiting).scalar())
+            busy.execute(text("LOCK TABLE accounts IN ROW SHARE MODE"))
+            busy.commit()
+            migrating.result()
+        engine.dispose()
+
+        current, newest = db.revision(url)
+    assert current == newest is not None
