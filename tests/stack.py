@@ -18,6 +18,7 @@ from shared.prices import NANO
 from tests.fakes.upstream import ScriptedUpstream
 from tests.valkey import free_port
 
+ROOT = Path(__file__).parents[1]
 CATALOG = """
 [upstreams.fake]
 dialect = "openai"
@@ -55,7 +56,10 @@ def eventually(look: Callable[[], T | None], within: float = 10.0) -> T:
 
 
 class Process:
-    """One `sluice` command, its output in a file; `module` may stand in for the CLI's own."""
+    """One `sluice` command, its output in a file; `module` may stand in for the CLI's own.
+
+    It runs the code of the folder that it starts in.
+    """
 
     def __init__(
         self,
@@ -63,11 +67,13 @@ class Process:
         environment: Mapping[str, str],
         log: Path,
         module: str = "cli",
+        tree: Path = ROOT,
     ) -> None:
         self.log = log
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
+                cwd=tree,
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -114,13 +120,20 @@ class Stack:
     """
 
     def __init__(
-        self, home: Path, database_url: str, redis_url: str, upstream: ScriptedUpstream
+        self,
+        home: Path,
+        database_url: str,
+        redis_url: str,
+        upstream: ScriptedUpstream,
+        key: str | None = None,
     ) -> None:
         self.home = home
         self.database_url = database_url
         self.redis_url = redis_url
         self.upstream = upstream
         self.port = free_port()
+        self.tree = ROOT
+        """Where the code is of processes that start from now on."""
         self._processes: list[Process] = []
         self._clients: list[Any] = []
         self.environment = {
@@ -132,7 +145,7 @@ class Stack:
             "SLUICE_PORT": str(self.port),
         }
         self.offer("test", *(f"test-{number}" for number in range(20)))
-        self.key = self.mint("ours")
+        self.key = key or self.mint("ours")
 
     def offer(self, *names: str, price: str = FREE) -> None:
         """Put these models into the catalogue of processes that start from now on."""
@@ -167,7 +180,9 @@ class Stack:
     def start(self, name: str, *arguments: str, module: str = "cli", **environment: str) -> Process:
         """Start `sluice name …`."""
         log = self.home / f"{name}-{len(self._processes)}.log"
-        process = Process([name, *arguments], {**self.environment, **environment}, log, module)
+        process = Process(
+            [name, *arguments], {**self.environment, **environment}, log, module, self.tree
+        )
         self._processes.append(process)
         return process
 
