@@ -1,6 +1,8 @@
 """The control loops: lost hints are sent again, dead workers' jobs taken back, by one leader."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,11 +12,12 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from sqlmodel import Session
 
 from shared import connections, db, jobs, keys, leadership, leases, queue, streams
 from shared.jobs import Submission
 from shared.lifecycle import JobStatus, Lane
-from shared.tables import Job
+from shared.tables import Job, Leader
 from tests.valkey import Valkey
 from workers.control import ROLE, Control, Stillness
 from workers.settings import WorkerSettings
@@ -222,3 +225,25 @@ async def test_the_loops_need_no_redis(room: Room, redis_server: Valkey) -> None
     redis_server.restart()
 
     await until(room.hints, 1, 30)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_the_loops_do_not_wait_for_a_redis_that_hangs(
+    room: Room, redis_server: Valkey
+) -> None:
+    """Turn follows on turn, or another process would take the leader for dead."""
+    [job] = await room.submit(1)
+    silent = await room.tx(leases.register, pid=1, slots=1, models=["m"])
+    assert await room.tx(leases.claim, job.id, silent) is not None
+
+    async def turned() -> bool:
+        leader = await room.tx.read(Session.get, Leader, ROLE)
+        return leader is not None and leader.terms >= 4
+
+    os.kill(redis_server.pid, signal.SIGSTOP)
+    room.control()
+    await until(turned, True)
+    await until(lambda: room.status(job), JobStatus.QUEUED.value)
+    os.kill(redis_server.pid, signal.SIGCONT)
+
+    await until(room.hints, 1)

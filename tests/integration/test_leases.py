@@ -11,7 +11,7 @@ from shared import clock, jobs, leadership, leases, losses, streams
 from shared.jobs import Lease
 from shared.lifecycle import JobStatus, Lane
 from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Retry
-from shared.tables import Attempt, Job
+from shared.tables import Attempt, Job, Leader
 from tests.factories import (
     BODY,
     FAULT,
@@ -475,6 +475,29 @@ def test_leadership_is_taken_only_from_one_that_stands_still(sessions: Sessions)
         assert leadership.lead(session, "control", "b", ("a", 0)) == ("a", 1)
         assert leadership.lead(session, "control", "b", ("a", 1)) == ("b", 2)
         assert leadership.lead(session, "control", "a", None) == ("b", 2)
+
+
+def test_an_election_whose_answer_was_lost_is_asked_again(sessions: Sessions) -> None:
+    """In the same words, the term that it has ended included; it had been elected."""
+    with sessions() as session:
+        leadership.lead(session, "control", "a", None)
+        assert leadership.lead(session, "control", "b", ("a", 0)) == ("b", 1)
+
+        assert leadership.lead(session, "control", "b", ("a", 0)) == ("b", 2)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_leader_that_is_overtaken_as_it_renews_is_told(sessions: Sessions) -> None:
+    """The answer is what came of it, not what was so when it began to ask."""
+    with sessions() as session:
+        leadership.lead(session, "control", "a", None)
+    with sessions() as slow, sessions() as quick:
+        seen = slow.get_one(Leader, "control")
+        assert (seen.holder, seen.terms) == ("a", 0)
+        assert leadership.lead(quick, "control", "b", ("a", 0)) == ("b", 1)
+        quick.commit()
+
+        assert leadership.lead(slow, "control", "a", None) == ("b", 1)
 
 
 def test_a_leader_that_resigns_is_replaced_at_once(sessions: Sessions) -> None:
