@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -48,16 +48,16 @@ FALL_BACK_WITHIN = 60.0
 """Seconds after the hint in which another model may begin: a task has time for one long try."""
 
 
-async def run(bench: Bench, job_id: str) -> None:
-    """Try a job once at each model that it falls back to. Quiet when another worker holds it, or
-    it is cancelled or over."""
+async def run(bench: Bench, job_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    """Try a job once at each model that it falls back to, by a `clock` of seconds. Quiet when
+    another worker holds it, or it is cancelled or over."""
     if job_id in bench.hands:
         return
-    began, again = time.monotonic(), True
+    began, again = clock(), True
     with bench.hands.holding(job_id):
         while again:
             worker_id = bench.heartbeat.worker_id
-            late = time.monotonic() > began + FALL_BACK_WITHIN
+            late = clock() > began + FALL_BACK_WITHIN
             if worker_id is None or not bench.heartbeat.held or bench.draining or late:
                 with suppress(Unavailable):  # then the hint grows old
                     await bench.tx(leases.forget_hints, [job_id])  # the sweep sends another

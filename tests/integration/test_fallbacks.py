@@ -434,5 +434,24 @@ async def test_a_worker_that_drains_leaves_the_next_model_to_another(chain: Chai
     chain.shop.bench.draining = False
 
 
+@pytest.mark.parametrize(
+    "over, status, called", [(0, "completed", 1), (1, "queued", 0)], ids=["short", "long"]
+)
+async def test_a_long_try_leaves_the_next_model_to_another_hint(
+    chain: Chain, over: int, status: str, called: int
+) -> None:
+    """A task has time for one; the rest of the chain gets a task of its own."""
+    chain.script("first", [Status(503)])
+    chain.script("small", [Say("Here I am")])
+    job = await chain.shop.submit(max_attempts=1)
+    took = attempts.FALL_BACK_WITHIN + over
+    await attempts.run(
+        chain.shop.bench, job.id, clock=lambda: took if chain.calls("first") else 0.0
+    )
+
+    row = await chain.shop.row(job)
+    assert (row.status, row.target, chain.calls("small")) == (status, 1, called)
+
+
 async def _called(chain: Chain) -> bool:
     return chain.calls("first") > 0
