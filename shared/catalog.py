@@ -58,6 +58,8 @@ class UpstreamEntry(BaseModel):
     """Added to the address of every call."""
     lacks: list[Feature] = []
     """What none of its models has."""
+    on_cancel: Literal["close", "drain"] = "close"
+    """What becomes of a cancelled job's call: `drain` reads it to the end, see `docs/models.md`."""
 
     @field_validator("base_url")
     @classmethod

@@ -39,14 +39,22 @@ def depths(session: Session) -> dict[str, int]:
     return dict(session.exec(waiting.group_by(Job.lane)).all())
 
 
+def running(session: Session, lane: str) -> int:
+    """How many jobs of a lane run."""
+    found = select(func.count()).where(
+        col(Job.status) == JobStatus.IN_PROGRESS.value, col(Job.lane) == lane
+    )
+    return session.exec(found).one()
+
+
 def paces(session: Session) -> list[Pace]:
     """How every lane did in the last minute."""
     now = session.execute(select(database_now())).scalar_one()
-    running = col(Job.status) == JobStatus.IN_PROGRESS.value
-    counted = select(Job.lane, func.count()).where(running).group_by(Job.lane)
+    runs = col(Job.status) == JobStatus.IN_PROGRESS.value
+    counted = select(Job.lane, func.count()).where(runs).group_by(Job.lane)
     counts = dict(session.exec(counted).all())
     ended = _looked_at(session, col(Job.completed_at) > now - LATELY)
-    begun = _looked_at(session, running)
+    begun = _looked_at(session, runs)
     # More than we look at have ended: then those took less than the minute.
     span = LATELY if len(ended) < SAMPLE else max(1, now - ended[-1].completed_at)
     return [

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, or_, update
+from sqlalchemy import JSON, ColumnElement, Update, and_, case, exists, func, literal, or_, update
 from sqlmodel import Session, col, select
 
 from shared import clock, ids, jobs, streams
@@ -290,21 +290,30 @@ def _settled(session: Session, lease: Lease) -> bool:
 
 
 def note(session: Session, lease: Lease, word: str, said: Said, fault: Fault | None) -> None:
-    """Complete the attempt's row."""
-    noted = update(Attempt).where(
-        col(Attempt.job_id) == lease.job_id, col(Attempt.number) == lease.attempt
-    )
+    """Complete the attempt's row; what was `counted` stands."""
+    usage = literal(said.usage, JSON(none_as_null=True))
     session.execute(
-        noted.values(
+        _tried(lease).values(
             outcome=word,
             ended_at=clock.now(),
             first_delta_at=said.first_delta_at,
             provider=said.provider,
             model=said.model,
             upstream_status=said.upstream_status,
-            usage=said.usage,
+            usage=func.coalesce(col(Attempt.usage), usage),
             error=asdict(fault) if fault else None,
         )
+    )
+
+
+def counted(session: Session, lease: Lease, usage: dict[str, Any]) -> None:
+    """Note what the upstream of a cancelled attempt counted to the end, settled yet or not."""
+    session.execute(_tried(lease).values(usage=usage))
+
+
+def _tried(lease: Lease) -> Update:
+    return update(Attempt).where(
+        col(Attempt.job_id) == lease.job_id, col(Attempt.number) == lease.attempt
     )
 
 
@@ -366,14 +375,6 @@ def _free() -> list[ColumnElement[bool]]:
 
 def _older(after_ms: int) -> ColumnElement[bool]:
     return col(Job.hinted_at) < database_now() - after_ms
-
-
-def running(session: Session, lane: str) -> int:
-    """How many jobs of a lane run."""
-    found = select(func.count()).where(
-        col(Job.status) == JobStatus.IN_PROGRESS.value, col(Job.lane) == lane
-    )
-    return session.exec(found).one()
 
 
 def hinted(session: Session, lane: str, limit: int) -> int:

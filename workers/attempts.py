@@ -191,18 +191,18 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
     if running.log is None:  # the row was put back to an older attempt: catch up with the log
         return HandedBack()
     running.log.on_fenced = partial(running.stop, "fenced")
-    upstreams = bench.upstreams  # a reload puts others in their place
+    # A reload puts others in their place.
+    upstreams, entries = bench.upstreams, bench.catalog.upstreams
     model = await _choose(bench, running, request, upstreams)
+    batches = upstreams[model.upstream].stream(
+        request, model=model.upstream_model, max_output_tokens=model.max_output_tokens
+    )
+    if entries[model.upstream].on_cancel == "drain":
+        batches = bench.remainders.reading(running, batches)
     running.called_at = time.monotonic()
     async with (
         asyncio.timeout(bench.settings.attempt_timeout.total_seconds()),
-        aclosing(
-            upstreams[model.upstream].stream(
-                request,
-                model=model.upstream_model,
-                max_output_tokens=model.max_output_tokens,
-            )
-        ) as batches,
+        aclosing(batches),
     ):
         async for batch in batches:
             running.upstream_status = 200

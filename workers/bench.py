@@ -16,6 +16,7 @@ from workers.control import Control
 from workers.hands import Hands
 from workers.heartbeat import Heartbeat
 from workers.publisher import Publisher
+from workers.remainders import Remainders
 from workers.settings import WorkerSettings
 from workers.targets import Breakers
 from workers.upstreams.protocol import Upstream
@@ -47,6 +48,7 @@ class Bench:
         self.publisher = Publisher(redis, bound=settings.publish_buffer)
         self.breakers = Breakers(redis)
         self.hands = Hands()
+        self.remainders = Remainders(tx, within=settings.attempt_timeout)
         self.draining = False
         self.heartbeat = Heartbeat(settings, tx, redis, models=self._served(), hands=self.hands)
 
@@ -96,6 +98,7 @@ async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
             bench.draining = True
             await bench.heartbeat.stop()
             await control.stop()
+            await bench.remainders.stop()
             await bench.publisher.stop()
             tx.close()
             await redis.aclose()

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlmodel import Session
 
-from shared import background, clock, endings, ids, jobs, leadership, leases, losses, streams
+from shared import background, clock, endings, ids, jobs, lanes, leadership, leases, losses, streams
 from shared.db import Transactions
 from shared.errors import Unavailable
 from shared.lifecycle import Lane
@@ -46,7 +46,7 @@ LONGEST_LOOK = 5.0
 
 def _room_for_batch(session: Session) -> int:
     """Slots that batch jobs may still take: the last third is kept for the interactive lane."""
-    return leases.slots(session) * 2 // 3 - leases.running(session, Lane.BATCH.value)
+    return leases.slots(session) * 2 // 3 - lanes.running(session, Lane.BATCH.value)
 
 
 class Stillness:

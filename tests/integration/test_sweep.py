@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlmodel import Session
 
-from shared import clock, connections, db, jobs, leases, queue
+from shared import clock, connections, db, jobs, lanes, leases, queue
 from shared.lifecycle import Lane
 from shared.tables import Job
 from tests.factories import HOUR, Sessions, submitted
@@ -68,7 +68,7 @@ def effort(session: Session) -> int:
     assert leases.mark_hinted(session, found, after_ms=HOUR) == found != []
     assert leases.hinted(session, lane, WINDOW) == AT_ONCE
     assert leases.stale(session, lane, after_ms=HOUR, limit=WINDOW) == []
-    assert leases.running(session, lane) == 0
+    assert lanes.running(session, lane) == 0
     for step in (jobs.expire, jobs.overdue, jobs.abandoned):
         assert step(session, AT_ONCE) == []
     if connection.dialect.name == "sqlite":

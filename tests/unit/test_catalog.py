@@ -117,6 +117,7 @@ def test_a_fault_is_named_with_its_entry(tmp_path: Path, models: str, complaint:
         ('dialect = "anthropic"\napi_version = "1"', "upstreams.u: .*api_version makes it Azure"),
         ('api_version = "1"\nquery = { api-version = "2" }', "upstreams.u: .*'api-version'"),
         ("query = { a = 1 }", "upstreams.u.query.a"),
+        ('on_cancel = "wait"', "upstreams.u.on_cancel: Input should be 'close' or 'drain'"),
         ('colour = "blue"', "upstreams.u.colour"),
     ],
 )
