@@ -1,24 +1,18 @@
 """How many jobs wait, as of a moment ago and with what we have let in since."""
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
-import structlog
-
 from shared import background, lanes
 from shared.db import Transactions
-from shared.errors import QueueFull, Unavailable
+from shared.errors import QueueFull
 from shared.jobs import Submission
 
-log = structlog.get_logger()
-
 LOOK_EVERY: Final = 1.0
-"""Seconds between two looks, or so many times what a look takes, if that is longer."""
-REST: Final = 10
+"""Seconds."""
 TRY_AGAIN_AFTER: Final = timedelta(seconds=10)
 
 
@@ -33,7 +27,8 @@ class Backlog:
 
     def start(self) -> None:
         """Begin to look; needs the running loop."""
-        self._task = asyncio.create_task(self._look(), name="backlog")
+        again = background.again(self._look, every=LOOK_EVERY)
+        self._task = asyncio.create_task(again, name="backlog")
 
     async def stop(self) -> None:
         """Stop looking."""
@@ -52,12 +47,5 @@ class Backlog:
         self.depths.update(new.lane.value for new in accepted)
 
     async def _look(self) -> None:
-        while True:
-            began = time.monotonic()
-            try:
-                self.depths = Counter(await self._tx.read(lanes.depths))
-            except Unavailable:
-                pass  # what we knew last will do; nothing is accepted meanwhile
-            except Exception:  # without looks the queue would seem to fill up for ever
-                log.exception("backlog_broke")
-            await asyncio.sleep(max(LOOK_EVERY, REST * (time.monotonic() - began)))
+        # While the database is away, what we knew last will do; nothing is accepted meanwhile.
+        self.depths = Counter(await self._tx.read(lanes.depths))

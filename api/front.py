@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from api.attendance import Attendance
 from api.backlog import Backlog
+from api.holds import Holds
 from api.hub import Hub
 from api.middleware import Metrics
 from api.settings import ApiSettings
@@ -51,6 +52,7 @@ class Front:
         self.attendance = Attendance(tx, settings.disconnect_grace)
         self.window = Window(redis, settings.hint_window)
         self.backlog = Backlog(tx, settings.queue_limit)
+        self.holds = Holds(tx, metrics)
         self.throttle = Throttle(redis, tx)
         self.hints = Hints(queue.connect(settings.redis), self._lost)
         self.draining = False
@@ -95,11 +97,13 @@ async def lifespan(settings: ApiSettings, metrics: Metrics) -> AsyncIterator[Fro
     front.attendance.start()
     front.window.start()
     front.backlog.start()
+    front.holds.start()
     front.throttle.start()
     try:
         yield front
     finally:
         await front.throttle.stop()
+        await front.holds.stop()
         await front.backlog.stop()
         await front.window.stop()
         await front.attendance.stop()

@@ -51,6 +51,19 @@ class Metrics:
             ["status"],
             registry=self.registry,
         )
+        self.queued = Gauge(
+            "sluice_jobs_queued", "Jobs that wait, by lane.", ["lane"], registry=self.registry
+        )
+        self.oldest_hold = Gauge(
+            "sluice_holds_oldest_seconds",
+            "Age of the oldest job that has not ended and holds credits.",
+            registry=self.registry,
+        )
+        self.drift = Gauge(
+            "sluice_holds_drift",
+            "Credits by which accounts differ from what their open jobs hold; 0 is right.",
+            registry=self.registry,
+        )
         self.workers = Gauge(
             "sluice_workers", "Worker processes presumed alive.", registry=self.registry
         )

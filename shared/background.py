@@ -5,10 +5,33 @@ comes in the moment in which what it waits for is done.
 """
 
 import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
+
+import structlog
+
+from shared.errors import Unavailable
+
+log = structlog.get_logger()
 
 CANCEL_EVERY: Final = 0.5
 """Seconds between two cancels of a task that has not ended."""
+REST: Final = 10
+"""What looks at the database leaves it so many times as long as it took."""
+
+
+async def again(look: Callable[[], Awaitable[None]], *, every: float) -> None:
+    """Look every so many seconds, for ever; a look that fails is made up for by the next."""
+    while True:
+        began = time.monotonic()
+        try:
+            await look()
+        except Unavailable:
+            pass  # the seam has noted it in the log
+        except Exception:
+            log.exception("look_broke")
+        await asyncio.sleep(max(every, REST * (time.monotonic() - began)))
 
 
 def cancel(task: "asyncio.Future[Any]") -> None:

@@ -7,18 +7,30 @@ exist once per job, by the database's own word.
 
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import NamedTuple
 
-from sqlalchemy import update
+from sqlalchemy import func, union_all, update
 from sqlmodel import Session, col, select
 
 from shared import allowances
+from shared.clock import database_now
 from shared.errors import InsufficientCredits
+from shared.lifecycle import JobStatus
 from shared.prices import NANO, shown
 from shared.tables import Account, Job, LedgerEntry
 
 GRANT, HOLD, RELEASE, CHARGE = "grant", "hold", "release", "charge"
 HELD_FOR = timedelta(seconds=5)
 """After which it is worth asking again when what is missing is only set aside."""
+
+
+class Held(NamedTuple):
+    """What is set aside in all accounts."""
+
+    oldest_ms: int
+    """How long ago the oldest job that holds credits was accepted; 0 when none does."""
+    drift: int
+    """Nano-credits by which accounts differ from what their jobs hold, added up; 0 is right."""
 
 
 def grant(session: Session, account_id: str, nano_credits: int, *, note: str) -> LedgerEntry:
@@ -92,3 +104,31 @@ def settle(session: Session, job: Job, cost: int) -> int:
     )
     session.flush()
     return charged
+
+
+def held(session: Session) -> Held:
+    """What is set aside, added up over all open jobs by one statement, which sees one moment."""
+    open_jobs = union_all(
+        *(  # each reads an index of its own
+            select(col(Job.account_id), col(Job.held), col(Job.created_at)).where(
+                col(Job.status) == status.value, col(Job.held) > 0
+            )
+            for status in (JobStatus.QUEUED, JobStatus.IN_PROGRESS)
+        )
+    ).subquery()
+    per_account = (
+        select(
+            open_jobs.c.account_id,
+            func.sum(open_jobs.c.held).label("held"),
+            func.min(open_jobs.c.created_at).label("since"),
+        )
+        .group_by(open_jobs.c.account_id)
+        .subquery()
+    )
+    differs = func.abs(col(Account.held) - func.coalesce(per_account.c.held, 0))
+    found = select(database_now() - func.min(per_account.c.since), func.sum(differs))
+    both = found.select_from(Account).outerjoin(
+        per_account, per_account.c.account_id == col(Account.id)
+    )
+    age, drift = session.execute(both).one()
+    return Held(max(0, age or 0), int(drift or 0))

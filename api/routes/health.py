@@ -13,6 +13,7 @@ from api.errors import json_response
 from api.front import Front
 from shared import jobs, leases
 from shared.errors import NotFound, Unavailable
+from shared.lifecycle import Lane
 
 router = APIRouter(tags=["health"])
 
@@ -72,5 +73,7 @@ async def metrics(request: Request, front: FrontDep) -> Response:
     shown.readers.set(front.hub.readers)
     for status, count in (await front.tx.read(jobs.unfinished)).items():
         shown.jobs.labels(status).set(count)
+    for lane in Lane:
+        shown.queued.labels(lane.value).set(front.backlog.depths[lane.value])
     shown.workers.set(len(await front.tx.read(leases.alive)))
     return Response(generate_latest(shown.registry), media_type=CONTENT_TYPE_LATEST)

@@ -15,7 +15,7 @@ from sqlmodel import Session
 
 from shared import clock, jobs, keys, retention
 from shared.jobs import Submission
-from shared.lifecycle import TERMINAL
+from shared.lifecycle import TERMINAL, Lane
 from shared.tables import Job
 from tests.factories import Sessions
 from tests.fakes.upstream import Say, Stall, Status
@@ -388,6 +388,9 @@ def test_health_and_metrics_need_no_key(service: Stack, http: httpx.Client) -> N
     assert {"/v1/jobs", "/v1/jobs/{job_id}", "/health/live"} <= routes
     assert not [route for route in routes if "chatcmpl-" in route or "job_0" in route]
     assert families["sluice_workers"].samples[0].value == 1
+    assert families["sluice_holds_drift"].samples[0].value == 0
+    assert families["sluice_holds_oldest_seconds"].samples[0].value >= 0
+    assert {row.labels["lane"] for row in families["sluice_jobs_queued"].samples} == set(Lane)
     waiting = {row.labels["status"]: row.value for row in families["sluice_jobs"].samples}
     assert waiting["queued"] >= 1
 
