@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fakes.upstream import Say
+from tests.fakes.upstream import Say, Status, Usage
 from tests.frames import Frame, frames, text_of
 from tests.stack import Stack, eventually
 from tests.valkey import Valkey, free_port
@@ -16,6 +16,24 @@ WORDS = [f" word{number}" for number in range(150)]
 TEXT = "".join(WORDS)
 SLOWLY = Say(pieces=WORDS, every=0.02)
 REQUEST = {"model": "test", "messages": [{"role": "user", "content": "Talk"}]}
+
+CHAIN = """
+[models.test]
+upstream = "fake"
+upstream_model = "first"
+context_window = 8192
+max_output_tokens = 4096
+input_price = 100
+output_price = 200
+fallbacks = ["second"]
+
+[models.second]
+upstream = "fake"
+context_window = 8192
+max_output_tokens = 4096
+input_price = 1
+output_price = 2
+"""
 
 ANY_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 """Which one it is makes no difference here."""
@@ -156,6 +174,35 @@ def test_redis_comes_back_and_the_reader_misses_nothing(stack: Stack, redis_serv
     assert seen[-1].data == "[DONE]"
     assert worker.running
     assert api.running
+
+
+@ANY_DATABASE
+def test_a_worker_dies_between_two_models(stack: Stack) -> None:
+    """It has settled the first model's failure and is about to claim for the next: another does."""
+    stack.catalogue(CHAIN)
+    stack.upstream.script("first", Status(503))
+    stack.upstream.script("second", Say("Here I am"), Usage(10, 20))
+    stack.fund("ours", 1)
+    doomed = stack.start("worker", "attempt_ended", "queued", module="tests.faults.doomed")
+    stack.ready(stack.api(SLUICE_MAX_ATTEMPTS="1"), doomed)
+    http = stack.http()
+    submitted = http.post("/v1/chat/completions", json={**REQUEST, "background": True})
+    job_id = submitted.headers["x-job-id"]
+
+    assert doomed.wait() == -signal.SIGKILL
+    assert http.get(f"/v1/jobs/{job_id}").json()["status"] == "queued"
+    assert stack.upstream.calls_of("second") == []
+    stack.worker()
+    assert eventually(lambda: stored_text(http, job_id), 60) == "Here I am"
+
+    tries = http.get(f"/v1/jobs/{job_id}/attempts").json()["data"]
+    words = [(each["model"], each["outcome"]) for each in tries]
+    assert words == [("test", "fell_back"), ("second", "completed")]
+    entries = http.get("/v1/credits/ledger").json()["data"]
+    [charged] = [entry["credits"] for entry in entries if entry["kind"] == "charge"]
+    balance = http.get("/v1/credits/balance").json()
+    assert charged == -50e-6  # 10 tokens in, 20 out
+    assert (balance["total_credits"], balance["held_credits"]) == (1 + charged, 0)
 
 
 def test_a_worker_hands_its_jobs_back_when_it_is_asked_to_stop(stack: Stack) -> None:
