@@ -2,7 +2,10 @@
 
 import asyncio
 
+import pytest
+
 from shared import background
+from shared.errors import Unavailable
 
 
 async def hard_of_hearing(cancels: int) -> str:
@@ -39,3 +42,21 @@ async def test_a_task_that_has_ended_is_left_alone() -> None:
     await background.stop(task)
 
     assert not task.cancelled()
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), ZeroDivisionError()])
+async def test_a_look_that_fails_is_followed_by_another(error: Exception) -> None:
+    """The database was away, or we had a bug: what is watched must not stand still for ever."""
+    looks, seen = 0, asyncio.Event()
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise error
+        seen.set()
+
+    task = asyncio.create_task(background.again(look, every=0.0))
+    async with asyncio.timeout(10):
+        await seen.wait()
+    await background.stop(task)
