@@ -3,7 +3,7 @@
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from shared import clock, ids
+from shared import clock, ids, pages
 from shared.errors import InvalidApiKey, InvalidRequest, NotFound
 from shared.tables import Account
 
@@ -48,19 +48,14 @@ def list_accounts(session: Session) -> list[Account]:
 
 
 def page(
-    session: Session, *, after: str | None = None, limit: int = 100
+    session: Session, *, after: str | None = None, limit: int = pages.MOST
 ) -> tuple[list[Account], bool]:
     """The newest accounts, or those before one; whether there are more.
 
     Raises `InvalidRequest` for a cursor that names no account.
     """
-    query = select(Account).order_by(col(Account.id).desc())
-    if after is not None:
-        if not ids.is_prefixed(after, PREFIX):
-            raise InvalidRequest("There is no such account to go on after.", param="after")
-        query = query.where(col(Account.id) < after)
-    rows = session.exec(query.limit(limit + 1)).all()
-    return list(rows[:limit]), len(rows) > limit
+    rows = select(Account)
+    return pages.page(session, rows, col(Account.id), prefix=PREFIX, after=after, limit=limit)
 
 
 def limit(session: Session, account_id: str, limits: dict[str, int] | None) -> Account:

@@ -12,7 +12,6 @@ from shared.prices import NANO, shown
 from shared.tables import ApiKey, Job
 
 DAY: Final = "day"
-MONTH: Final = "month"
 
 
 def take(session: Session, key_id: str | None, nano: int) -> None:

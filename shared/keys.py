@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypedDict, Unpack
 from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 
-from shared import accounts, clock, ids
+from shared import accounts, clock, ids, pages
 from shared.clock import database_now
 from shared.errors import InvalidApiKey, InvalidRequest, NotFound
 from shared.tables import Account, ApiKey, Job
@@ -89,21 +89,20 @@ def list_keys(session: Session, *, account: str | None = None) -> list[ApiKey]:
 
 
 def page(
-    session: Session, *, account_id: str | None = None, after: str | None = None, limit: int = 100
+    session: Session,
+    *,
+    account_id: str | None = None,
+    after: str | None = None,
+    limit: int = pages.MOST,
 ) -> tuple[list[ApiKey], bool]:
     """The newest keys, or those before one; whether there are more.
 
     Raises `InvalidRequest` for a cursor that names no key.
     """
-    query = select(ApiKey).order_by(col(ApiKey.id).desc())
+    rows = select(ApiKey)
     if account_id is not None:
-        query = query.where(col(ApiKey.account_id) == account_id)
-    if after is not None:
-        if not ids.is_prefixed(after, PREFIX):
-            raise InvalidRequest("There is no such key to go on after.", param="after")
-        query = query.where(col(ApiKey.id) < after)
-    rows = session.exec(query.limit(limit + 1)).all()
-    return list(rows[:limit]), len(rows) > limit
+        rows = rows.where(col(ApiKey.account_id) == account_id)
+    return pages.page(session, rows, col(ApiKey.id), prefix=PREFIX, after=after, limit=limit)
 
 
 def change(session: Session, key_id: str, **terms: Unpack[Terms]) -> ApiKey:
