@@ -54,6 +54,7 @@ def submission(
     body = request.upstream_body(raw)
     least = prices.least_prompt_tokens(body, window=model.context_window)
     chain = front.catalog.chain(request.model, features.used(body), tokens=least)
+    prompt = prices.prompt_tokens(body)
     asked = request.on_disconnect or ("continue" if background else "cancel")
     planned = request if isinstance(request, JobSubmit) else None
     lane = Lane((planned and planned.lane) or Lane.INTERACTIVE)
@@ -75,8 +76,9 @@ def submission(
         max_attempts=(planned and planned.max_attempts) or front.settings.max_attempts,
         metadata=request.metadata or None,
         hinted=front.window.admits(lane),
-        hold=prices.most(body, chain),
-        tokens=prices.prompt_tokens(body) + prices.output_cap(body, model),
+        hold=prices.most(body, chain, prompt=prompt),
+        prompt_tokens=prompt,
+        output_tokens=prices.output_cap(body, model),
         prices={model.name: Prices.of(model).snapshot for model in chain},
     )
 

@@ -5,7 +5,6 @@ from typing import Any, Final
 
 import orjson
 
-from shared import prices
 from shared.errors import InsufficientCredits, KeyLimitReached
 from shared.jobs import Submission
 from shared.prices import NANO, Prices
@@ -22,7 +21,7 @@ def smaller(new: Submission, refusal: InsufficientCredits | KeyLimitReached) -> 
     """
     request: dict[str, Any] = orjson.loads(new.body)
     chain = [Prices.kept(snapshot) for snapshot in (new.prices or {}).values()]
-    prompt, answers = prices.prompt_tokens(request), request.get("n") or 1
+    prompt, answers = new.prompt_tokens, request.get("n") or 1
     left = round(refusal.details["available"] * NANO)
     tokens = max(0, min(each.affords(left, prompt) for each in chain if each.output) // answers)
     refusal.details["max_affordable_tokens"] = tokens

@@ -164,7 +164,8 @@ class Admission:
         """
         wants: dict[Bounds, Want] = {}
         for new in submissions:
-            one = Want(requests=1, tokens=new.tokens, concurrency=int(held))
+            tokens = new.prompt_tokens + new.output_tokens
+            one = Want(requests=1, tokens=tokens, concurrency=int(held))
             for bounds in (*self._own, *meters.bounds_of(catalog.find(new.model))):
                 wants[bounds] = wants.get(bounds, Want()) + one
         wanted = meters.meters(self._account_id, wants)

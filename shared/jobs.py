@@ -54,8 +54,10 @@ class Submission:
     """Nano-credits to set aside: the most it may cost; 0 when it is free."""
     prices: dict[str, list[str]] | None = None
     """What each model that may answer it costs now, by name: `Prices.snapshot`."""
-    tokens: int = 0
-    """About how many it may take, prompt and completion together; what rate limits reckon with."""
+    prompt_tokens: int = 0
+    """About how many; with the next, what rate limits reckon with."""
+    output_tokens: int = 0
+    """The most that the model it asks for may say."""
     fingerprint: bytes | None = None
     """Of the request, if it may come again by itself; see `shared.idempotency`."""
     job_id: str = field(default_factory=ids.new_id)

@@ -164,9 +164,11 @@ def output_cap(request: Mapping[str, Any], model: Model) -> int:
     return int(each) * int(request.get("n") or 1)
 
 
-def most(request: Mapping[str, Any], chain: Iterable[Model]) -> int:
-    """The most a request can cost at the dearest of these models; zero when all are free."""
-    prompt = prompt_tokens(request)
+def most(request: Mapping[str, Any], chain: Iterable[Model], *, prompt: int) -> int:
+    """The most a request can cost at the dearest of these models; zero when all are free.
+
+    Its input has about `prompt` tokens.
+    """
     return max(
         Prices.of(model).bound(min(prompt, model.context_window), output_cap(request, model))
         for model in chain

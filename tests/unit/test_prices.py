@@ -74,10 +74,12 @@ def test_no_usage_costs_more_than_its_bound(
 
 def test_the_dearest_of_a_chain_is_held() -> None:
     """Whichever of them answers, it is paid for."""
-    alone, chain = prices.most(REQUEST, [CHEAP]), prices.most(REQUEST, [CHEAP, SONNET])
 
-    assert alone < chain == prices.most(REQUEST, [SONNET])
-    assert prices.most(REQUEST, [FREE]) == 0
+    def most(*chain: Model) -> int:
+        return prices.most(REQUEST, chain, prompt=1_000)
+
+    assert most(CHEAP) < most(CHEAP, SONNET) == most(SONNET)
+    assert most(FREE) == 0
 
 
 def test_output_is_capped_by_request_and_model() -> None:
@@ -100,6 +102,6 @@ def test_input_is_estimated_generously() -> None:
 
 def test_input_never_exceeds_the_window() -> None:
     """What does not fit is refused upstream, and costs nothing."""
-    huge = {"messages": [{"role": "user", "content": "x" * 9_000_000}], "max_tokens": 1}
+    held = prices.most({"max_tokens": 1}, [SONNET], prompt=3_000_000)
 
-    assert prices.most(huge, [SONNET]) == Prices.of(SONNET).bound(200_000, 1)
+    assert held == Prices.of(SONNET).bound(200_000, 1)
