@@ -106,6 +106,8 @@ class _Call:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
     account_id: str = ""
+    alone: bool = False
+    """In a transaction of its own."""
     made_at: float = field(default_factory=time.monotonic)
     under_way: bool = False
     """In a transaction; before that, a call can be refused for certain."""
@@ -150,9 +152,23 @@ class Transactions:
         A group's calls take their accounts in order, as those of every other process do: two that
         took them crosswise would wait for each other.
         """
+        return await self._answered(
+            account_id, False, lambda session: work(session, *args, **kwargs)
+        )
+
+    async def alone(
+        self, work: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """The same, for work that moves the credits of several accounts, which it takes in order.
+
+        It shares its transaction with nobody, whose accounts might come before.
+        """
+        return await self._answered("", True, lambda session: work(session, *args, **kwargs))
+
+    async def _answered(self, account_id: str, alone: bool, work: Callable[[Session], R]) -> R:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
-        call = _Call(lambda session: work(session, *args, **kwargs), loop, future, account_id)
+        call = _Call(work, loop, future, account_id, alone)
         with self._changed:
             if self._closed or len(self._waiting) >= QUEUE_LIMIT:
                 raise DatabaseUnavailable("The database cannot keep up.")
@@ -251,8 +267,11 @@ class Transactions:
     def _next_group(self) -> list[_Call]:
         """The calls for the transaction that has begun; only from here on may they take place."""
         with self._changed:
-            many = min(len(self._waiting), GROUP_LIMIT)
-            group = [self._waiting.popleft() for _ in range(many)]
+            group: list[_Call] = []
+            while self._waiting and len(group) < GROUP_LIMIT:
+                if group and (group[0].alone or self._waiting[0].alone):
+                    break
+                group.append(self._waiting.popleft())
             group.sort(key=lambda call: call.account_id)
             for call in group:
                 call.under_way = True

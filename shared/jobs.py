@@ -267,6 +267,15 @@ def let_go_on(session: Session, job_id: str) -> None:
     session.execute(freed.values(on_disconnect="continue", attended_until=None))
 
 
+def turn(job: Job) -> tuple[str, str]:
+    """By which jobs that one transaction may end are sorted: their accounts in order.
+
+    So do all transactions (`db.Transactions.by`). Two that took accounts crosswise would wait for
+    each other.
+    """
+    return job.account_id, job.id
+
+
 def abandoned(session: Session, limit: int) -> list[Job]:
     """Stop the jobs that nobody has read for longer than their grace; returns them."""
     lapsed = select(Job).where(
@@ -275,7 +284,8 @@ def abandoned(session: Session, limit: int) -> list[Job]:
         col(Job.completed_at).is_(None),
         col(Job.cancel_requested_at).is_(None),
     )
-    return [ask_to_stop(session, job) for job in session.exec(lapsed.limit(limit)).all()]
+    found = session.exec(lapsed.limit(limit)).all()
+    return [ask_to_stop(session, job) for job in sorted(found, key=turn)]
 
 
 def overdue(session: Session, limit: int) -> list[Job]:
@@ -293,7 +303,7 @@ def overdue(session: Session, limit: int) -> list[Job]:
         Fault(504, "deadline_exceeded", "server_error", "It was stopped at its deadline.")
     )
     stopped = []
-    for job in session.exec(due.limit(limit)).all():
+    for job in sorted(session.exec(due.limit(limit)).all(), key=turn):
         session.refresh(job, with_for_update=True)
         if job.status == JobStatus.QUEUED:
             to = JobStatus.CANCELLED if job.attempt else JobStatus.EXPIRED
@@ -307,14 +317,14 @@ def overdue(session: Session, limit: int) -> list[Job]:
 
 def expire(session: Session, limit: int) -> list[Job]:
     """End the jobs whose deadline passed before they could start; returns them."""
-    due = select(col(Job.id)).where(
+    due = select(col(Job.account_id), col(Job.id)).where(
         col(Job.status) == JobStatus.QUEUED.value,
         col(Job.expires_at) <= database_now(),
         col(Job.attempt) == 0,
     )
     fault = Fault(504, "job_expired", "server_error", "Its deadline passed before it could start.")
     ended = []
-    for job_id in session.exec(due.limit(limit)).all():
+    for _, job_id in sorted(session.exec(due.limit(limit)).all()):
         try:
             ended.append(move(session, job_id, JobStatus.EXPIRED, error=asdict(fault)))
         except IllegalTransition:

@@ -115,7 +115,9 @@ def _held(session: Session, worker_id: str) -> list[Held]:
     running = select(
         col(Job.id), col(Job.attempt), col(Job.cancel_requested_at).is_not(None)
     ).where(col(Job.worker_id) == worker_id, col(Job.status) == JobStatus.IN_PROGRESS.value)
-    return [Held(*row) for row in session.exec(running)]
+    # As `jobs.turn` has it: whoever lets go of them may end some.
+    in_turn = running.order_by(col(Job.account_id), col(Job.id))
+    return [Held(*row) for row in session.exec(in_turn)]
 
 
 def retire(session: Session, worker_id: str) -> None:

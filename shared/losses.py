@@ -32,7 +32,7 @@ def rescue(session: Session, limit: int) -> list[Job]:
     lost = session.exec(orphaned).all()
     suspects = Counter(job.worker_id for job in lost if job.losses > 0 and _last_try(job))
     rescued = []
-    for seen in lost:
+    for seen in sorted(lost, key=jobs.turn):
         lease = Lease(seen.id, seen.attempt, seen.worker_id or "")
         in_company = suspects[seen.worker_id] > 1
         job = _count(session, lease)

@@ -165,7 +165,7 @@ class Control:
 
     async def _end(self, step: Callable[..., Sequence[Job]]) -> None:
         """Run a step, then tell readers and workers what it did."""
-        changed = await self._tx(step, AT_ONCE)
+        changed = await self._tx.alone(step, AT_ONCE)
         if not changed:
             return
         log.info(step.__name__, jobs=[job.id for job in changed])

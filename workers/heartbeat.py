@@ -153,11 +153,11 @@ class Heartbeat:
         unknown = self._hands.unknown()
         self._hands.compare(held)
         while self._former:
-            await self._tx(leases.succeed, self._former[0], worker_id, self._hands.unfenced())
+            await self._tx.alone(leases.succeed, self._former[0], worker_id, self._hands.unfenced())
             del self._former[0]
         if unknown:
             log.warning("handed_back_unknown", jobs=[one.job_id for one in unknown])
-            await self._tx(leases.hand_back, worker_id, unknown)
+            await self._tx.alone(leases.hand_back, worker_id, unknown)
 
     async def _say_what_is_offered(self, worker_id: str) -> None:
         models = self._models

@@ -1,7 +1,10 @@
 """Credits on a real database: holds, charges and releases, once each, in races too."""
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Retry, Sai
 from shared.prices import NANO
 from shared.tables import Account, Job, LedgerEntry
 from tests.factories import FAULT, Sessions, submission, worker
+from tests.stack import eventually
 
 PRICES = {"test": ["1000", "1000", "1000", "2000"]}
 """1,000 nano-credits a token in, 2,000 out."""
@@ -250,3 +254,52 @@ async def test_processes_never_wait_for_each_other_crosswise(
         assert session.connection().execute(text(deadlocks)).scalar_one() == 0
         for payer in payers:
             assert balance(session, payer) == (85 * HOLD, 15 * HOLD)
+
+
+ENDS: dict[str, tuple[dict[str, Any], Callable[[Session], object]]] = {
+    "expire": ({"expires_at": 1}, partial(jobs.expire, limit=10)),
+    "overdue": ({"stop_after": -1000}, partial(jobs.overdue, limit=10)),
+    "abandoned": ({"attended_for": -1000}, partial(jobs.abandoned, limit=10)),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_whoever_ends_the_jobs_of_many_takes_their_accounts_in_order(
+    sessions: Sessions, end: str
+) -> None:
+    """A group of callers that has one account, and wants the next, does not meet it crosswise."""
+    if sessions.is_sqlite:
+        pytest.skip("its writers follow one another")
+    fields, step = ENDS[end]
+    with sessions() as session:
+        payers = [accounts.ensure(session, name).id for name in ("first", "second")]
+        for payer in payers:
+            ledger.grant(session, payer, 10 * HOLD, note="test")
+        for name in ("second", "first"):
+            priced(session, account=name, **fields)
+
+    with ThreadPoolExecutor(1) as threads:
+        with sessions() as session:
+            ledger.hold(session, payers[0], {ids.new_id(): HOLD})
+
+            def ended() -> None:
+                with sessions() as ending:
+                    step(ending)
+
+            ending = threads.submit(ended)
+            eventually(lambda: somebody_waits(sessions))
+            ledger.hold(session, payers[1], {ids.new_id(): HOLD})
+        ending.result(10)
+
+    with sessions() as session:
+        assert [balance(session, payer) for payer in payers] == [(9 * HOLD, HOLD)] * 2
+
+
+def somebody_waits(sessions: Sessions) -> bool:
+    """Whether a transaction waits for what another one holds."""
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with sessions() as session:
+        return bool(session.connection().execute(text(waiting)).scalar_one())

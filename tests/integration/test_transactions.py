@@ -130,6 +130,27 @@ async def test_calls_that_come_together_share_a_commit(
     assert len(commits) <= 20
 
 
+async def test_a_call_that_moves_many_accounts_shares_its_commit_with_nobody(
+    tx: Transactions,
+) -> None:
+    """Those that came before it commit before it, those that came later after it."""
+    told: list[str] = []
+    event.listen(tx._engine, "commit", lambda _: told.append("commit"))
+    gate = Gate()
+    held = await gate.held(tx)
+
+    def tell(name: str) -> Callable[[Session], None]:
+        return lambda _: told.append(name)
+
+    asked = [tx(tell("a")), tx(tell("b")), tx.alone(tell("many")), tx(tell("c")), tx(tell("d"))]
+    calls = [asyncio.create_task(call) for call in asked]
+    await asyncio.sleep(0)
+    gate.open.set()
+    await asyncio.gather(held, *calls)
+
+    assert told == ["commit", "a", "b", "commit", "many", "commit", "c", "d", "commit"]
+
+
 async def test_rows_can_be_read_after_the_commit(tx: Transactions) -> None:
     """An answer is made of them when their session is long closed."""
     first, second = await together(tx, submitted, lambda session: submitted(session, model="x"))
