@@ -52,7 +52,7 @@ def submission(
     model = front.catalog.find(request.model)
     caller.check_model(model)
     body = request.upstream_body(raw)
-    least = prices.least_prompt_tokens(body, window=model.context_window)
+    least = prices.least_prompt_tokens(body, room=model.context_window)
     chain = front.catalog.chain(request.model, features.used(body), tokens=least)
     prompt = prices.prompt_tokens(body)
     asked = request.on_disconnect or ("continue" if background else "cancel")

@@ -119,16 +119,16 @@ def prompt_tokens(request: Mapping[str, Any]) -> int:
     return -(-size // BYTES_PER_TOKEN) + MESSAGE_TOKENS * len(messages) + IMAGE_TOKENS * pictures
 
 
-def least_prompt_tokens(request: Mapping[str, Any], *, window: int) -> int:
+def least_prompt_tokens(request: Mapping[str, Any], *, room: int) -> int:
     """Fewer tokens than a request's messages have by any tokenizer's count.
 
     In ordinary text, of whatever language, no tokenizer's tokens have as many characters on average
-    as here. A run of one character may be a single token: what seems to exceed the `window` is
-    counted again without runs. Pictures count nothing.
+    as here. A run of one character may be a single token: what seems to exceed the `room` there is
+    for it is counted again without runs. Pictures count nothing.
     """
     texts = list(_texts(request.get("messages") or ()))
     least = sum(map(len, texts)) // CHARACTERS_PER_TOKEN
-    if least > window:
+    if least > room:
         least = sum(len(_RUN.sub(r"\1", text)) for text in texts) // CHARACTERS_PER_TOKEN
     return least
 
@@ -157,11 +157,20 @@ def completion_tokens(response: Mapping[str, Any]) -> int:
     return -(-size // BYTES_PER_TOKEN)
 
 
-def output_cap(request: Mapping[str, Any], model: Model) -> int:
-    """The most tokens a request can have said, over all its choices."""
+def choice_cap(request: Mapping[str, Any], model: Model) -> int:
+    """The most tokens that each choice can have: what is asked for, as far as the model goes.
+
+    Of its window, what the prompt has at the very least is not to be had.
+    """
     asked = request.get("max_completion_tokens") or request.get("max_tokens")
-    each = min(asked or model.max_output_tokens, model.max_output_tokens)
-    return int(each) * int(request.get("n") or 1)
+    cap = min(int(asked or model.max_output_tokens), model.max_output_tokens)
+    left = model.context_window - least_prompt_tokens(request, room=model.context_window - cap)
+    return max(1, min(cap, left))
+
+
+def output_cap(request: Mapping[str, Any], model: Model) -> int:
+    """The most tokens that a request can have said, over all its choices."""
+    return choice_cap(request, model) * int(request.get("n") or 1)
 
 
 def most(request: Mapping[str, Any], chain: Iterable[Model], *, prompt: int) -> int:

@@ -13,7 +13,7 @@ import orjson
 import structlog
 from redis.exceptions import RedisError
 
-from shared import endings, jobs, leases, streams
+from shared import endings, jobs, leases, prices, streams
 from shared.catalog import Model
 from shared.errors import (
     Fault,
@@ -195,7 +195,9 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
     upstreams, entries = bench.upstreams, bench.catalog.upstreams
     model = await _choose(bench, running, request, upstreams)
     batches = upstreams[model.upstream].stream(
-        request, model=model.upstream_model, max_output_tokens=model.max_output_tokens
+        request,
+        model=model.upstream_model,
+        max_output_tokens=prices.choice_cap(request, model),
     )
     if entries[model.upstream].on_cancel == "drain":
         batches = bench.remainders.reading(running, batches)

@@ -305,6 +305,20 @@ async def test_a_prompt_that_is_too_long_goes_to_a_larger_window(chain: Chain) -
     assert (job.status, job.served_model, chain.calls("small")) == ("completed", "large", 0)
 
 
+async def test_each_model_is_asked_for_no_more_than_its_window_has_room_for(chain: Chain) -> None:
+    """Of 8,192 tokens and of 8,000 a prompt takes at least 6,000: the rest is for the answer."""
+    chain.script("first", [Status(503)])
+    chain.script("small", [Say("Here I am")])
+    prompt = [{"role": "user", "content": "A story. " * 5_334}]
+    await chain.run(body={"messages": prompt, "max_tokens": 4_000}, max_attempts=1)
+
+    [[first], [small]] = [
+        [call.body["max_tokens"] for call in chain.servers[name].calls_of(model)]
+        for name, model in ((chain.first, "first"), (chain.second, "small"))
+    ]
+    assert (first, small) == (2_192, 2_000)
+
+
 async def test_an_upstream_that_does_not_know_the_model_is_left(chain: Chain) -> None:
     """That is our catalogue's mistake, and not the caller's."""
     chain.script("first", [Status(404)])

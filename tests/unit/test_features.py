@@ -84,9 +84,9 @@ def test_a_prompt_is_never_taken_for_longer_than_it_is(text: str, tokens_in_trut
     parts = [{"type": "text", "text": text}, PICTURE]
 
     for content in (text, parts):
-        assert prices.least_prompt_tokens(asked(content), window=100) <= tokens_in_truth
+        assert prices.least_prompt_tokens(asked(content), room=100) <= tokens_in_truth
 
 
 def test_a_prompt_far_beyond_the_window_is_seen() -> None:
     """It would be refused by the upstream, after it had waited its turn."""
-    assert prices.least_prompt_tokens(asked(ENGLISH * 10_000), window=8_192) > 100_000
+    assert prices.least_prompt_tokens(asked(ENGLISH * 10_000), room=8_192) > 100_000

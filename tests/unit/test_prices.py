@@ -90,6 +90,36 @@ def test_output_is_capped_by_request_and_model() -> None:
     assert prices.output_cap({"max_tokens": 50, "n": 3}, SONNET) == 150
 
 
+def test_output_is_what_the_prompt_surely_leaves_of_the_window() -> None:
+    """At least eight characters a token: 192,000 tokens, and 8,000 are left. Never none."""
+    story = "Once upon "
+
+    def cap(characters: int, **more: Any) -> int:
+        content = (story * (characters // len(story) + 1))[:characters]
+        asked = {"messages": [{"role": "user", "content": content}], **more}
+        return prices.choice_cap(asked, SONNET)
+
+    assert cap(8 * 191_000) == 8_192
+    assert cap(8 * 192_000) == 8_000
+    assert cap(8 * 192_000, max_tokens=100) == 100
+    assert cap(8 * 200_000) == 1
+
+
+def test_no_more_is_held_than_fits_into_the_window() -> None:
+    """Whatever the request allows."""
+    asked = {"messages": [{"role": "user", "content": "Up, up. " * 192_000}], "max_tokens": 8_192}
+
+    held = prices.most(asked, [SONNET], prompt=200_000)
+    assert held == Prices.of(SONNET).bound(200_000, 8_000)
+
+
+def test_a_run_of_one_letter_takes_nothing_from_the_output() -> None:
+    """For it may be a single token."""
+    dashes = {"messages": [{"role": "user", "content": "-" * 8 * 195_000}]}
+
+    assert prices.choice_cap(dashes, SONNET) == 8_192
+
+
 def test_input_is_estimated_generously() -> None:
     """Three bytes a token, something for each message, and an image whatever its size."""
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 900_000}}

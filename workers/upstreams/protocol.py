@@ -39,9 +39,9 @@ class Upstream(Protocol):
         """What the model says, as lists of deltas that arrived together, to the end.
 
         `request` is OpenAI's request body; `model` the name this upstream knows, and
-        `max_output_tokens` the most it can say, for servers that must be told a limit. Closing the
-        generator closes the connection. Raises `UpstreamError`, at once when the upstream has no
-        way to do what is asked; a stream that ends without a `finish_reason` for each choice is
+        `max_output_tokens` the most that each choice can have. Closing the generator closes the
+        connection. Raises `UpstreamError`, at once when the upstream has no way to do what is
+        asked; a stream that ends without a `finish_reason` for each choice is
         `UpstreamDisconnected`.
         """
         ...
