@@ -114,7 +114,7 @@ async def accept(
     if again:
         await admission.end()
     else:
-        admission.keep(accepted)
+        await admission.keep(accepted)
         front.backlog.came(submissions)
         _hint(front, submissions)
     return accepted, again

@@ -12,6 +12,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.meters import CONCURRENCY, Meter, Reading
+from shared.buckets import ADJUST
 
 LEASE: Final = 30_000_000
 """Microseconds a place is kept for a request whose process says nothing more."""
@@ -52,20 +53,6 @@ for i, key in ipairs(KEYS) do
   end
 end
 return answer
-"""
-
-# Moves buckets by so many microseconds each, down or up, whatever room there is.
-ADJUST: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-for i, key in ipairs(KEYS) do
-  local used = math.max(0, (tonumber(redis.call('GET', key)) or 0) - now) + ARGV[i]
-  if used > 0 then
-    redis.call('SET', key, string.format('%.0f', now + used), 'PX', math.ceil(used / 1000))
-  else
-    redis.call('DEL', key)
-  end
-end
 """
 
 # Keeps leases of one set, also those that lapsed or were forgotten. ARGV: how long, the leases.

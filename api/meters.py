@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal
 
+from shared.buckets import MINUTE, share
 from shared.catalog import Model
 from shared.errors import RateLimited
 from shared.limits import Limits
 
-MINUTE: Final = 60_000_000
-"""Microseconds."""
 ONE_ENDS: Final = 1_000_000
 """Microseconds after which it may be worth asking again for one of so many at once."""
 
@@ -70,7 +69,7 @@ class Meter:
 
     def share(self, wanted: int) -> int:
         """So much of the limit, in the measure of `room`."""
-        return wanted if self.unit == CONCURRENCY else wanted * MINUTE // self.limit
+        return wanted if self.unit == CONCURRENCY else share(wanted, self.limit)
 
 
 def bounds_of(model: Model) -> list[Bounds]:

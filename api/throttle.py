@@ -16,13 +16,13 @@ from redis.exceptions import RedisError
 
 from api import meters, sse
 from api.counters import Local, Shared
-from api.meters import CONCURRENCY, MINUTE, TOKENS, Bounds, Meter, Reading, Want
-from shared import background, ids, jobs, streams
+from api.meters import CONCURRENCY, TOKENS, Bounds, Meter, Reading, Want
+from shared import background, buckets, ids, jobs, streams
+from shared.buckets import Taken
 from shared.catalog import Catalog
 from shared.db import Transactions
 from shared.errors import ServiceError
 from shared.jobs import Submission
-from shared.lifecycle import JobStatus
 from shared.tables import Job
 
 log = structlog.get_logger()
@@ -36,6 +36,7 @@ class Throttle:
 
     def __init__(self, redis: Redis, tx: Transactions, *, renew_every: float = RENEW_EVERY) -> None:
         self.tx = tx
+        self._redis = redis
         self._every = renew_every
         self._shared = Shared(redis)
         self._local = Local()
@@ -108,6 +109,14 @@ class Throttle:
             task.add_done_callback(self._late.discard)
             await asyncio.wait({task}, timeout=streams.PROMPTLY)
 
+    async def note(self, account_id: str, taken: Mapping[str, Taken]) -> None:
+        """Leave word of what these jobs took, for whoever ends them."""
+        try:
+            async with streams.promptly():
+                await buckets.note(self._redis, account_id, taken)
+        except (RedisError, OSError) as error:
+            self._lost(error)
+
     async def _adjust(self, changes: Mapping[str, int], places: Sequence[str], lease: str) -> None:
         try:
             await self._shared.adjust(changes, places, lease)
@@ -154,6 +163,8 @@ class Admission:
         self._shared = True
         self._taken_at = 0.0
         self._kept: Sequence[Job] = ()
+        self._noted: dict[str, Taken] = {}
+        """What jobs in the background take, which are put right by whoever ends them."""
 
     async def take(
         self, catalog: Catalog, submissions: Sequence[Submission], *, held: bool
@@ -166,17 +177,23 @@ class Admission:
         for new in submissions:
             tokens = new.prompt_tokens + new.output_tokens
             one = Want(requests=1, tokens=tokens, concurrency=int(held))
-            for bounds in (*self._own, *meters.bounds_of(catalog.find(new.model))):
-                wants[bounds] = wants.get(bounds, Want()) + one
+            own = dict.fromkeys((*self._own, *meters.bounds_of(catalog.find(new.model))), one)
+            wants |= {bounds: wants.get(bounds, Want()) + one for bounds in own}
+            if new.background:
+                found = meters.meters(self._account_id, own)
+                limits = {meter.key: meter.limit for meter in found if meter.unit == TOKENS}
+                self._noted |= {new.job_id: Taken(tokens, limits)} if limits else {}
         wanted = meters.meters(self._account_id, wants)
         if wanted:
             readings, self._shared = await self._throttle.take(wanted, self._lease)
             self._taken, self._taken_at = wanted, time.monotonic()
             self.headers = meters.headers(readings)
 
-    def keep(self, accepted: Sequence[Job]) -> None:
+    async def keep(self, accepted: Sequence[Job]) -> None:
         """It became these jobs; otherwise its end gives everything back."""
         self._kept = accepted
+        if self._noted and self._shared:
+            await self._throttle.note(self._account_id, self._noted)
 
     async def before_done(self, frames: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
         """The same frames; its place is free before the client reads that the stream is over."""
@@ -215,19 +232,14 @@ class Admission:
     async def _used(self) -> int | None:
         """The tokens of a job that was waited for, if it ended in time; None: who knows."""
         [job, *others] = self._kept
-        old = time.monotonic() - self._taken_at > MINUTE / 1_000_000
+        old = time.monotonic() - self._taken_at > buckets.MINUTE / 1_000_000
         if others or job.background or old:
             return None
         try:
             row = await self._throttle.tx.read(jobs.find, job.account_id, job.id)
         except ServiceError:
             return None
-        if row.completed_at is None:
-            return None
-        if row.usage is None:
-            return None if row.status == JobStatus.COMPLETED else 0
-        total = row.usage.get("total_tokens")
-        return total if isinstance(total, int) else None
+        return None if row.completed_at is None else buckets.used(row)
 
 
 def _places(wanted: Sequence[Meter]) -> list[str]:

@@ -6,7 +6,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import update
 from sqlmodel import Session, col
 
-from shared import streams
+from shared import buckets, streams
 from shared.db import Transactions
 from shared.errors import Unavailable
 from shared.lifecycle import TERMINAL
@@ -26,6 +26,7 @@ async def announce(tx: Transactions, redis: Redis, job: Job) -> None:
                 seq = await streams.close(redis, job.id, job.attempt, job.status, job.error)
             if seq > job.last_seq:
                 await tx(_number, job.id, seq)
+            await buckets.put_right(redis, job)
         elif job.worker_id is not None:
             async with streams.promptly():
                 await redis.publish(streams.control_channel(job.worker_id), job.id)

@@ -13,7 +13,7 @@ import orjson
 import structlog
 from redis.exceptions import RedisError
 
-from shared import endings, jobs, leases, prices, streams
+from shared import buckets, endings, jobs, leases, prices, streams
 from shared.catalog import Model
 from shared.errors import (
     Fault,
@@ -267,7 +267,7 @@ async def _settle(bench: Bench, running: Running, outcome: Outcome) -> Job | Non
 
 
 async def _tell(bench: Bench, running: Running, job: Job | None) -> None:
-    """After the commit: end the log, or leave it to the next attempt."""
+    """After the commit: end the log and put the limits right, or leave it to the next attempt."""
     if job is None or job.status not in TERMINAL:
         if running.log is not None:
             running.log.drop()
@@ -280,3 +280,4 @@ async def _tell(bench: Bench, running: Running, job: Job | None) -> None:
                 await running.log.close(end)
         except TimeoutError:
             running.log.drop()
+        await buckets.put_right(bench.redis, job)

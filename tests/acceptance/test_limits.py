@@ -216,7 +216,7 @@ def test_one_after_another_needs_one_place(service: Stack) -> None:
 
 
 def test_tokens_are_put_right_when_the_answer_is_there(service: Stack) -> None:
-    """The most it may take is set aside, what it took remains; not so for the background."""
+    """The most it may take is set aside, what it took remains, whoever waits for it."""
     service.upstream.script("test", Say("one two"), Usage(100, 50))
     for form in ({}, {"stream": True}, {"background": True}):
         name = f"tokens {form}"
@@ -226,10 +226,20 @@ def test_tokens_are_put_right_when_the_answer_is_there(service: Stack) -> None:
 
         # Thirty-three come back every second.
         assert int(answer.headers["x-ratelimit-remaining-tokens"]) < 600
-        if "background" in form:
-            assert left(http, "tokens_per_minute") < 1_500
-        else:
-            eventually(partial(_has, http, "tokens_per_minute", 1_840))
+        eventually(partial(_has, http, "tokens_per_minute", 1_840))
+
+
+def test_what_never_ran_gives_its_tokens_back(service: Stack) -> None:
+    """Each job of an array by itself, and once."""
+    http = service.http(limited(service, "cancelled", account={"tokens_per_minute": 9_000}))
+    later = {**LATER, "max_tokens": 2_000}
+    jobs = http.post("/v1/jobs", json=[later, later, later, later]).json()["data"]
+
+    first = f"/v1/jobs/{jobs[0]['id']}/cancel"
+    assert [http.post(first).status_code for _ in range(3)] == [200] * 3
+
+    # A hundred and fifty come back every second.
+    assert 2_900 <= left(http, "tokens_per_minute") < 4_900
 
 
 def _has(http: httpx.Client, unit: str, least: int) -> bool:

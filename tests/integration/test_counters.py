@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 
 from api import counters
 from api.counters import Local, Shared
-from api.meters import CONCURRENCY, MINUTE, REQUESTS, TOKENS, Bounds, Meter, Unit, Want, meters
+from api.meters import CONCURRENCY, REQUESTS, TOKENS, Bounds, Meter, Unit, Want, meters
 from shared import connections
+from shared.buckets import ADJUST, MINUTE
 from shared.limits import Limits
 from tests.conftest import started_valkey
 from tests.valkey import Valkey
@@ -206,7 +207,7 @@ class Told:
 
     def adjust(self, changes: dict[str, int], now: int) -> None:
         """As `Shared.adjust`, without leases."""
-        script = OWN_CLOCK + counters.ADJUST
+        script = OWN_CLOCK + ADJUST
         self._redis.eval(script, len(changes), *changes, *map(str, changes.values()), now)
 
 

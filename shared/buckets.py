@@ -1,0 +1,98 @@
+"""Tokens a minute: the buckets in Redis, and what a job in the background took of them.
+
+Who waits for an answer has its api put right what was set aside. Nobody waits for a job in the
+background, so a note of what it took lies in Redis, and whoever ends the job takes the note.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared import streams
+from shared.lifecycle import JobStatus
+from shared.tables import Job
+
+log = structlog.get_logger()
+
+MINUTE: Final = 60_000_000
+"""Microseconds in which an empty bucket is full again."""
+
+# Moves buckets by so many microseconds each, down or up, whatever room there is.
+ADJUST: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+for i, key in ipairs(KEYS) do
+  local used = math.max(0, (tonumber(redis.call('GET', key)) or 0) - now) + ARGV[i]
+  if used > 0 then
+    redis.call('SET', key, string.format('%.0f', now + used), 'PX', math.ceil(used / 1000))
+  else
+    redis.call('DEL', key)
+  end
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The tokens that were set aside for a job."""
+
+    tokens: int
+    limits: Mapping[str, int]
+    """Tokens a minute, by the keys of the buckets that they were taken from."""
+
+
+def share(tokens: int, limit: int) -> int:
+    """How long, in microseconds, a bucket of this limit takes to refill with so many."""
+    return tokens * MINUTE // limit
+
+
+def used(job: Job) -> int | None:
+    """The tokens an ended job took; None when nobody counted."""
+    if job.usage is None:
+        return None if job.status == JobStatus.COMPLETED else 0
+    total = job.usage.get("total_tokens")
+    return total if isinstance(total, int) else None
+
+
+async def note(redis: Redis, account_id: str, taken: Mapping[str, Taken]) -> None:
+    """Write down what these jobs took; a minute later nothing is left to put right.
+
+    Raises what redis-py raises.
+    """
+    async with redis.pipeline(transaction=False) as pipe:
+        for job_id, one in taken.items():
+            written = orjson.dumps([one.tokens, dict(one.limits)])
+            pipe.set(_key(account_id, job_id), written, px=MINUTE // 1_000)
+        await pipe.execute()
+
+
+async def put_right(redis: Redis, job: Job) -> None:
+    """Give back what an ended job set aside and did not take, once; or take what it took beyond.
+
+    Without Redis it stays as it is: a bucket refills by itself.
+    """
+    total = used(job)
+    if not job.background or total is None:
+        return
+    try:
+        async with streams.promptly():
+            # Whoever gets the note is the only one who does.
+            written = await redis.getdel(_key(job.account_id, job.id))
+            if written is None:
+                return
+            tokens, limits = orjson.loads(written)
+            moves: list[Any] = [
+                share(total, each) - share(tokens, each) for each in limits.values()
+            ]
+            await redis.eval(ADJUST, len(limits), *limits, *moves)
+    except (RedisError, OSError) as error:
+        log.warning("tokens_not_put_right", job_id=job.id, error=str(error))
+
+
+def _key(account_id: str, job_id: str) -> str:
+    return f"sluice:{{{account_id}}}:taken:{job_id}"
