@@ -79,8 +79,15 @@ def submission(
         hold=prices.most(body, chain, prompt=prompt),
         prompt_tokens=prompt,
         output_tokens=prices.output_cap(body, model),
+        left_out=features.unsupported(body, model.lacks),
         prices={model.name: Prices.of(model).snapshot for model in chain},
     )
+
+
+def told(submissions: Sequence[Submission]) -> dict[str, str]:
+    """The header that names what was left out of the requests for the models they ask for."""
+    names = {name for new in submissions for name in new.left_out}
+    return {"x-dropped-parameters": ", ".join(sorted(names))} if names else {}
 
 
 async def accept(

@@ -58,6 +58,8 @@ class Submission:
     """About how many; with the next, what rate limits reckon with."""
     output_tokens: int = 0
     """The most that the model it asks for may say."""
+    left_out: Sequence[str] = ()
+    """Fields that the model it asks for lacks, and does not get; see `shared.features`."""
     fingerprint: bytes | None = None
     """Of the request, if it may come again by itself; see `shared.idempotency`."""
     job_id: str = field(default_factory=ids.new_id)

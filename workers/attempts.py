@@ -13,7 +13,7 @@ import orjson
 import structlog
 from redis.exceptions import RedisError
 
-from shared import buckets, endings, jobs, leases, prices, streams
+from shared import buckets, endings, features, jobs, leases, prices, streams
 from shared.catalog import Model
 from shared.errors import (
     Fault,
@@ -194,6 +194,8 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
     # A reload puts others in their place.
     upstreams, entries = bench.upstreams, bench.catalog.upstreams
     model = await _choose(bench, running, request, upstreams)
+    running.left_out = features.unsupported(request, model.lacks)
+    request = features.without(request, running.left_out)
     batches = upstreams[model.upstream].stream(
         request,
         model=model.upstream_model,

@@ -35,6 +35,8 @@ class Running:
     """The models that may answer from here on, of those whose upstreams can be called."""
     called: int = 0
     """The index of the one that is called."""
+    left_out: Sequence[str] = ()
+    """Fields of the request that it lacks, and did not get."""
     called_at: float | None = None
     """By `time.monotonic`; None until then."""
     upstream_status: int | None = None
@@ -109,6 +111,7 @@ class Running:
             created=clock.seconds(job.created_at) or 0,
             model=job.model,
             usage=self.usage,
+            extra={"warnings": self._warnings()} if self.left_out else None,
         )
         counted = self._counted(response)
         usage = response["usage"] = self._priced(counted) if billed else counted
@@ -126,6 +129,17 @@ class Running:
             served_model=model.upstream_model if model else None,
             upstream_status=self.upstream_status,
         )
+
+    def _warnings(self) -> list[dict[str, Any]]:
+        name = self.model.name if self.model else ""
+        return [
+            {
+                "code": "unsupported_parameter",
+                "param": field,
+                "message": f"{field!r} was left out: the model {name!r} does not take it.",
+            }
+            for field in self.left_out
+        ]
 
     def _counted(self, response: dict[str, Any]) -> dict[str, Any] | None:
         """What was used, by the upstream's count; ours, of what it has not counted to the end."""

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from api import parse, relay, sse
-from api.accept import accept, submission
+from api.accept import accept, submission, told
 from api.deps import AdmissionDep, AuthorizedCaller, Caller, FrontDep
 from api.errors import envelope, json_response
 from api.following import FROM_START
@@ -81,7 +81,7 @@ async def ask(
             await admission.end()  # before the client has its answer, and comes with the next
     except Unavailable as error:  # accepted all the same: nobody should send it once more
         response = _refused(Fault.of(error), job)
-    response.headers.update(admission.headers)
+    response.headers.update(admission.headers | told([new]))
     return replayed(response, again)
 
 

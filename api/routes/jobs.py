@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from api import parse, relay, sse
-from api.accept import accept, submission
+from api.accept import accept, submission, told
 from api.deps import AdmissionDep, AuthorizedCaller, FrontDep
 from api.errors import json_response
 from api.following import at_the_end
@@ -52,15 +52,16 @@ async def submit(
 
     new = await parse.read(body, lambda: [made(number) for number in range(len(asked))])
     rows, again = await accept(front, admission, new, parse_sent(request, raw))
+    headers = admission.headers | told(new)
     if isinstance(raw, list):
         views = list_object([job_object(job) for job in rows])
-        return replayed(json_response(views, status=202, headers=admission.headers), again)
+        return replayed(json_response(views, status=202, headers=headers), again)
     position = None
     with suppress(Unavailable):  # accepted all the same
         position = await front.tx.read(jobs.position, rows[0])
     where = {"location": f"/v1/jobs/{ids.JOB}{rows[0].id}"}
-    headers = {**job_headers(rows[0]), **admission.headers, **where}
     view = job_object(rows[0], position=position)
+    headers = {**job_headers(rows[0]), **headers, **where}
     return replayed(json_response(view, status=202, headers=headers), again)
 
 

@@ -93,6 +93,8 @@ class ChatCompletionRequest(Strict):
     """Answer 202 at once."""
     on_disconnect: Literal["cancel", "continue"] | None = None
     """What becomes of the job when its last reader leaves; None is the default of the form."""
+    drop_unsupported: bool | None = None
+    """Leave out what only steers the answer where a model lacks it, instead of refusing."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ChatCompletionRequest":

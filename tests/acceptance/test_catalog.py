@@ -35,6 +35,7 @@ upstream = "fake"
 context_window = 8192
 max_output_tokens = 100
 free = true
+lacks = ["penalties", "seed"]
 """
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 TOOL: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -127,6 +128,32 @@ def test_a_request_meets_what_the_catalogue_says(shelf: Shelf) -> None:
     assert (tools.value.code, tools.value.param) == ("unsupported_parameter", "tools")
     assert (long.value.code, long.value.param) == ("context_length_exceeded", "messages")
     assert pattern.value.code == "model_not_found"
+
+
+def test_parameters_that_a_model_lacks_are_dropped_on_request(shelf: Shelf) -> None:
+    """Instead of a refusal; the answer names them, in whatever form it comes."""
+    client, http = shelf.stack.client(), shelf.stack.http()
+    shelf.stack.upstream.script("lacking", Say("Hi"))
+    asked: dict[str, Any] = {"model": "fake/lacking", "messages": HELLO, "seed": 7}
+    allowed = {**asked, "drop_unsupported": True}
+    create = client.chat.completions.with_raw_response.create
+
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(**asked)
+    held = create(**asked, presence_penalty=1, extra_body={"drop_unsupported": True})
+    background = http.post("/v1/chat/completions", json={**allowed, "background": True})
+    array = http.post("/v1/jobs", json=[allowed, {**allowed, "frequency_penalty": 1}])
+    kept = http.post("/v1/chat/completions", json={**allowed, "model": "test"})
+
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "seed")
+    assert held.headers["x-dropped-parameters"] == "presence_penalty, seed"
+    warnings = held.parse().model_dump()["warnings"]
+    assert {each["param"] for each in warnings} == {"presence_penalty", "seed"}
+    assert background.headers["x-dropped-parameters"] == "seed"
+    assert array.headers["x-dropped-parameters"] == "frequency_penalty, seed"
+    assert "x-dropped-parameters" not in kept.headers
+    assert "seed" not in shelf.stack.upstream.calls_of("lacking")[0].body
+    assert shelf.stack.upstream.calls_of("test")[-1].body["seed"] == 7
 
 
 def test_sighup_exchanges_the_catalogue(shelf: Shelf) -> None:

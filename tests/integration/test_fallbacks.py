@@ -60,6 +60,7 @@ upstream = "{second}"
 context_window = 8000
 max_output_tokens = 4096
 free = true
+lacks = ["seed", "logprobs"]
 
 [models.large]
 upstream = "fake"
@@ -317,6 +318,36 @@ async def test_each_model_is_asked_for_no_more_than_its_window_has_room_for(chai
         for name, model in ((chain.first, "first"), (chain.second, "small"))
     ]
     assert (first, small) == (2_192, 2_000)
+
+
+async def test_what_may_be_dropped_is_dropped_for_the_model_that_lacks_it(chain: Chain) -> None:
+    """The first gets all of it, the next what it takes; the answer says what it did not take."""
+    chain.script("first", [Status(503)])
+    chain.script("small", [Say("Here I am")])
+    steered = {"seed": 7, "logprobs": True, "temperature": 0.5}
+    job = await chain.run(body={**steered, "drop_unsupported": True}, max_attempts=1)
+
+    [first] = chain.servers[chain.first].calls_of("first")
+    [small] = chain.servers[chain.second].calls_of("small")
+    assert first.body.items() >= steered.items()
+    assert small.body["temperature"] == 0.5
+    assert not {"seed", "logprobs", "drop_unsupported"} & small.body.keys()
+    assert "drop_unsupported" not in first.body
+    warnings = (await chain.shop.response(job))["warnings"]
+    assert {(each["code"], each["param"]) for each in warnings} == {
+        ("unsupported_parameter", "seed"),
+        ("unsupported_parameter", "logprobs"),
+    }
+
+
+async def test_who_does_not_allow_it_gets_nothing_dropped(chain: Chain) -> None:
+    """A model that lacks what was asked for is passed over."""
+    chain.script("first", [Status(503)])
+    chain.script("large", [Say("Here I am")])
+    job = await chain.run(body={"seed": 7}, max_attempts=1)
+
+    assert (job.served_model, chain.calls("small")) == ("large", 0)
+    assert "warnings" not in await chain.shop.response(job)
 
 
 async def test_an_upstream_that_does_not_know_the_model_is_left(chain: Chain) -> None:

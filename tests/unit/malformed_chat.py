@@ -158,6 +158,7 @@ def ranges() -> Iterator[Row]:
         ("store", "yes"),
         ("background", "yes"),
         ("on_disconnect", "explode"),
+        ("drop_unsupported", "yes"),
     ]:
         param = "modalities[0]" if name == "modalities" else name
         yield (f"{name} is {str(value)[:30]!a}", param, with_(**{name: value}))

@@ -56,6 +56,48 @@ def test_a_request_uses_what_it_asks_for(
     assert features.used(request_body) == used
 
 
+STEERED = {
+    "seed": 7,
+    "logprobs": True,
+    "top_logprobs": 2,
+    "frequency_penalty": 0.5,
+    "temperature": 0.5,
+}
+
+
+def test_what_only_steers_an_answer_may_be_left_out() -> None:
+    """When the request says so, and only of a model that lacks it."""
+    request = asked("Hi", **STEERED, top_p=0.5, drop_unsupported=True)
+    lacks: list[features.Feature] = ["seed", "logprobs", "penalties", "temperature", "prediction"]
+    left_out = features.unsupported(request, lacks)
+
+    assert features.used(request) == {}
+    assert set(left_out) == STEERED.keys()
+    assert features.without(request, left_out) == asked("Hi", top_p=0.5)
+    assert features.without(request, []) == asked("Hi", **STEERED, top_p=0.5)
+
+
+@pytest.mark.parametrize("said", [{}, {"drop_unsupported": False}, {"drop_unsupported": None}])
+def test_nothing_is_left_out_unasked(said: dict[str, Any]) -> None:
+    """What a model lacks is then refused by name."""
+    request = asked("Hi", seed=7, **said)
+
+    assert features.used(request) == {"seed": "seed"}
+    assert features.unsupported(request, ["seed"]) == []
+
+
+def test_what_is_said_or_has_a_form_is_never_left_out() -> None:
+    """A picture, a tool, a schema, a number of answers: it would be another request."""
+    schema = {"type": "json_schema", "json_schema": {}}
+    request = asked(
+        [PICTURE], tools=[TOOL], response_format=schema, n=2, seed=7, drop_unsupported=True
+    )
+    needed: list[features.Feature] = ["vision", "tools", "json_schema", "n"]
+
+    assert features.used(request).keys() == set(needed)
+    assert features.unsupported(request, needed) == []
+
+
 def test_what_anthropic_has_not_can_be_told_from_the_request() -> None:
     """Else a job would fall back to it only to be refused there."""
     values: dict[str, Any] = {"n": 2, "modalities": ["audio"], "function_call": "auto"}
@@ -66,7 +108,7 @@ def test_what_anthropic_has_not_can_be_told_from_the_request() -> None:
     }
 
     # These come only beside a field that tells, or only mention the answer's safety.
-    assert untold == {"function_call", "modalities", "moderation", "top_logprobs"}
+    assert untold == {"function_call", "modalities", "moderation"}
 
 
 @pytest.mark.parametrize(

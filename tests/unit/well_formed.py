@@ -56,6 +56,7 @@ NULLABLE = [
     *("modalities", "audio", "prediction", "web_search_options", "moderation", "stream", "store"),
     *("stream_options", "service_tier", "prompt_cache_key", "prompt_cache_retention", "metadata"),
     *("safety_identifier", "reasoning_effort", "verbosity", "background", "on_disconnect"),
+    "drop_unsupported",
 ]
 
 WELL_FORMED: dict[str, dict[str, Any]] = {
@@ -153,5 +154,6 @@ WELL_FORMED: dict[str, dict[str, Any]] = {
     "who asks": with_(user="u-1", safety_identifier="s-1"),
     "stored": with_(store=True, metadata={"k" * 64: "v" * 512, "empty": ""}),
     "ours": with_(background=True, on_disconnect="continue"),
+    "dropped where it is not known": with_(drop_unsupported=True, seed=1),
     "a field of tomorrow": with_(min_p=0.1, guided_regex="a+", schema={"model_dump": None}),
 }
