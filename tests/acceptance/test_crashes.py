@@ -2,12 +2,14 @@
 
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.fakes.upstream import Say, Status, Usage
+from tests.cgroups import memory_group
+from tests.fakes.upstream import Say, Stall, Status, Step, Usage
 from tests.frames import Frame, frames, text_of
 from tests.stack import Stack, eventually
 from tests.valkey import Valkey, free_port
@@ -16,6 +18,8 @@ WORDS = [f" word{number}" for number in range(150)]
 TEXT = "".join(WORDS)
 SLOWLY = Say(pieces=WORDS, every=0.02)
 REQUEST = {"model": "test", "messages": [{"role": "user", "content": "Talk"}]}
+LITTLE = 16 * 1024 * 1024
+"""Bytes: enough for small jobs."""
 
 CHAIN = """
 [models.test]
@@ -46,6 +50,11 @@ def stored_text(http: httpx.Client, job_id: str) -> str | None:
         return None
     content: str = found["choices"][0]["message"]["content"]
     return content
+
+
+def outcomes(http: httpx.Client, job_id: str) -> list[str]:
+    """How each attempt at a job ended."""
+    return [each["outcome"] for each in http.get(f"/v1/jobs/{job_id}/attempts").json()["data"]]
 
 
 def read_until(url: str, key: str, count: int, **request: Any) -> tuple[str, list[Frame]]:
@@ -120,10 +129,40 @@ def test_a_background_job_outlives_its_worker(stack: Stack) -> None:
 
     job = http.get(f"/v1/jobs/{job_id}").json()
     assert (job["attempt"], text) == (2, TEXT)
-    outcomes = [each["outcome"] for each in http.get(f"/v1/jobs/{job_id}/attempts").json()["data"]]
-    assert outcomes == ["lost", "completed"]
+    assert outcomes(http, job_id) == ["lost", "completed"]
     replay = http.get(f"/v1/chat/completions/{job_id}", params={"stream": "true"})
     assert text_of(list(frames(iter([replay.content])))) == TEXT
+
+
+@ANY_DATABASE
+def test_a_worker_without_memory_dies_and_its_jobs_do_not(stack: Stack) -> None:
+    """One job makes the kernel kill its worker; that one and its neighbours get their answers."""
+    half: list[Step] = [Say("one"), Stall()]
+    whole = [Say(TEXT)]
+    stack.upstream.script_calls("test", half, half, whole)
+    stack.upstream.script_calls("test-1", [Say(pieces=["much " * 100_000] * 400)], whole)
+    worker, api = stack.worker(), stack.api()
+    with memory_group() as group, ThreadPoolExecutor() as callers:
+        group.take(worker.pid)
+        stack.ready(api, worker)
+        http = stack.http()
+        path, background = "/v1/chat/completions", {**REQUEST, "background": True}
+        held = callers.submit(http.post, path, json=REQUEST)
+        neighbour = http.post(path, json=background).headers["x-job-id"]
+        stack.upstream.wait_until(lambda up: [call.deltas for call in up.calls] == [2, 2], 20)
+
+        group.allow(LITTLE)
+        hungry = http.post(path, json={**background, "model": "test-1"}).headers["x-job-id"]
+
+        assert worker.wait(60) == -signal.SIGKILL
+        assert group.kills == 1
+        stack.worker()
+        answer = held.result(60)
+        jobs = [answer.headers["x-job-id"], neighbour, hungry]
+        texts = [eventually(lambda: stored_text(http, job), 30) for job in jobs]  # noqa: B023
+
+    assert (answer.status_code, texts) == (200, [TEXT] * 3)
+    assert [outcomes(http, job) for job in jobs] == [["lost", "completed"]] * 3
 
 
 @ANY_DATABASE
@@ -223,5 +262,4 @@ def test_a_worker_hands_its_jobs_back_when_it_is_asked_to_stop(stack: Stack) -> 
     text = eventually(lambda: stored_text(http, job_id), 20)
 
     assert text == TEXT
-    outcomes = [each["outcome"] for each in http.get(f"/v1/jobs/{job_id}/attempts").json()["data"]]
-    assert outcomes == ["handed_back", "completed"]
+    assert outcomes(http, job_id) == ["handed_back", "completed"]
