@@ -17,10 +17,9 @@ KEEP_ALIVE: Final = (
     ("TCP_KEEPIDLE", 30),
     ("TCP_KEEPINTVL", 10),
     ("TCP_KEEPCNT", 3),
-    ("TCP_USER_TIMEOUT", 60_000),
 )
-"""A machine that says nothing for 30 s is asked three times, 10 s apart; one that leaves our bytes
-unacknowledged for 60,000 ms is gone. A platform may lack some of these."""
+"""A machine that says nothing for 30 s is asked three times, 10 s apart. A platform may lack some
+of these."""
 LAST_RESORT: Final = math.ceil(ANSWER_WITHIN) + 2
 """Seconds that answers have to end after the grace, before they are broken off; more than the
 database has to say no."""
@@ -32,6 +31,7 @@ class Server(uvicorn.Server):
     def __init__(self, settings: ApiSettings) -> None:
         self._app = create_app(settings)
         self._grace = settings.shutdown_grace.total_seconds()
+        self._unread_ms = round(settings.unread_timeout.total_seconds() * 1000)
         self._signals: set[int] = set()
         super().__init__(
             uvicorn.Config(
@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for server in self.servers:
             for listener in server.sockets:
-                keep_alive(listener)
+                keep_alive(listener, reset_after=2 * self._unread_ms)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more, and wait for what is open, the longest until the last resort."""
@@ -87,9 +87,12 @@ def serve(settings: ApiSettings) -> bool:
     return server.started
 
 
-def keep_alive(listener: socket.socket) -> None:
-    """Have TCP look after the connections that this socket will accept; they inherit it."""
+def keep_alive(listener: socket.socket, *, reset_after: int) -> None:
+    """Have TCP look after the connections that this socket will accept; they inherit it.
+
+    `reset_after`: milliseconds for which a client may take no bytes, or acknowledge none.
+    """
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEP_ALIVE:
+    for name, value in (*KEEP_ALIVE, ("TCP_USER_TIMEOUT", reset_after)):
         if hasattr(socket, name):
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

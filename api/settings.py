@@ -26,6 +26,8 @@ class ApiSettings(StoreSettings):
     """The longest a plain request is held open; below the SDKs' own 600 s."""
     heartbeat: Duration = timedelta(seconds=10)
     """How long a stream may be silent before we send a comment to keep proxies awake."""
+    unread_timeout: Duration = Field(default=timedelta(seconds=30), ge=timedelta(seconds=1))
+    """How long a stream's reader may take no bytes before it has left; it can come back."""
     disconnect_grace: Duration = timedelta(seconds=30)
     """How long a job whose last reader left waits for one to come back before it is cancelled."""
     shutdown_grace: Duration = timedelta(seconds=10)

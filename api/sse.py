@@ -14,6 +14,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.settings import ApiSettings
 from shared import background, clock, ids
 from shared.errors import Fault
 from shared.tables import Job
@@ -22,8 +23,6 @@ PING: Final = b": ping\n"
 DONE: Final = b"data: [DONE]\n\n"
 RETRY: Final = b"retry: 2000\n"
 """Milliseconds after which a browser's EventSource reconnects."""
-UNREAD_FOR: Final = 30.0
-"""Seconds for which a client may take no bytes; it can resume."""
 HEADERS: Final = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache, no-transform",
@@ -117,11 +116,12 @@ class EventStream(Response):
         self,
         frames: AsyncGenerator[bytes],
         *,
-        heartbeat: float,
+        settings: ApiSettings,
         headers: Mapping[str, str],
     ) -> None:
         self._frames = frames
-        self._heartbeat = heartbeat
+        self._heartbeat = settings.heartbeat.total_seconds()
+        self._unread_timeout = settings.unread_timeout.total_seconds()
         self.status_code = 200
         self.background = None
         self.init_headers({**HEADERS, **headers})
@@ -149,19 +149,18 @@ class EventStream(Response):
                     if loop.time() - sent_at < self._heartbeat:
                         continue
                     frames = PING
-                await _body(send, frames)
+                await self._body(send, frames)
                 sent_at = loop.time()
         except StreamFailed as failed:
-            await _body(send, failed.frames)
+            await self._body(send, failed.frames)
         finally:
             await self._frames.aclose()
-        await _body(send, b"", more=False)
+        await self._body(send, b"", more=False)
 
-
-async def _body(send: Send, frames: bytes, *, more: bool = True) -> None:
-    """Send a piece of the body. Raises `TimeoutError` when the client takes no bytes."""
-    async with asyncio.timeout(UNREAD_FOR):
-        await send({"type": "http.response.body", "body": frames, "more_body": more})
+    async def _body(self, send: Send, frames: bytes, *, more: bool = True) -> None:
+        """Send a piece of the body. Raises `TimeoutError` when the client takes no bytes."""
+        async with asyncio.timeout(self._unread_timeout):
+            await send({"type": "http.response.body", "body": frames, "more_body": more})
 
 
 async def left(receive: Receive) -> None:

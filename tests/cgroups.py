@@ -114,7 +114,8 @@ def _made() -> Iterator[MemoryGroup]:
 
 def _ours(version: Version) -> list[Path]:
     """The group that we are in, and those above it."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    memberships = Path("/proc/self/cgroup")  # which only Linux has
+    for line in memberships.read_text().splitlines() if memberships.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers == version.controllers:
             folder = version.root / path.removeprefix("/")

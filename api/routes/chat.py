@@ -144,8 +144,7 @@ async def stream(
         ready = await sse.opened(frames, EARLY_FAILURE)
     except sse.StreamFailed as failed:
         return _refused(failed.fault, job)
-    heartbeat = front.settings.heartbeat.total_seconds()
-    return sse.EventStream(ready, heartbeat=heartbeat, headers=job_headers(job))
+    return sse.EventStream(ready, settings=front.settings, headers=job_headers(job))
 
 
 def replayed(response: Response, again: bool) -> Response:

@@ -126,8 +126,7 @@ async def events(
         return Response(status_code=204)  # an EventSource that reconnects takes this for the end
     jobs.check_content(job)
     frames = await sse.opened(relay.events(front, job, after=after), 0.0)
-    heartbeat = front.settings.heartbeat.total_seconds()
-    return sse.EventStream(frames, heartbeat=heartbeat, headers=job_headers(job))
+    return sse.EventStream(frames, settings=front.settings, headers=job_headers(job))
 
 
 async def _shown(front: Front, job: Job) -> Response:

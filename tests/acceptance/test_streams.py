@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ from tests.fakes.upstream import (
     WaitFor,
 )
 from tests.frames import Frame, frames, text_of
-from tests.stack import Stack, eventually
+from tests.stack import MODEL, Stack, eventually
 
 WORDS = "one two three four five"
 REQUEST = {"model": "test", "messages": [{"role": "user", "content": "Count"}]}
@@ -397,6 +398,59 @@ def test_another_account_finds_nothing(service: Stack, http: httpx.Client) -> No
     assert lists == [[], []]
     completion = ended(http, job_id)
     assert (completion["status"], completion["metadata"]) == ("completed", {"secret": "yes"})
+
+
+MUCH = ["much " * 20_000] * 100
+"""Ten megabytes: more than sockets hold."""
+LIMIT = "[models.test.limits]\nconcurrency = 2\n"
+
+
+def left_of_the_limit(http: httpx.Client) -> int:
+    """How many more may be open at once."""
+    [limit] = http.get("/v1/queue").json()["limits"]
+    remaining: int = limit["remaining"]
+    return remaining
+
+
+def held_by_the_api(response: httpx.Response) -> bool:
+    """Whether its side of this connection is still there."""
+    ours = response.extensions["network_stream"].get_extra_info("socket")
+    pair = [f"0100007F:{port:04X}" for _, port in (ours.getpeername(), ours.getsockname())]
+    return " ".join(pair) in Path("/proc/net/tcp").read_text()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_reader_that_stands_still_is_let_go(stack: Stack) -> None:
+    """Its place and its connection are free, and it counts as one that left: it can come back and
+    miss nothing. Nobody beside it notices."""
+    stack.catalogue(MODEL.format(name="test") + LIMIT + MODEL.format(name="test-1"))
+    stack.environment |= {"SLUICE_UNREAD_TIMEOUT": "PT2S", "SLUICE_DISCONNECT_GRACE": "PT1S"}
+    http, go = stack.up().http(), threading.Event()
+    stack.upstream.script("test", Say(pieces=MUCH), WaitFor(go), Say(" the end"))
+    stack.upstream.script("test-1", Say("one two"), WaitFor(go), Say(" three"))
+
+    with ExitStack() as opened:
+        neighbour = opened.enter_context(streamed(http, model="test-1"))
+        still = [
+            opened.enter_context(streamed(http, **more))
+            for more in ({}, {"on_disconnect": "continue"})
+        ]
+        readers = [frames(each.iter_raw()) for each in still]
+        first = [next(reader) for reader in readers]
+        abandoned, told = (each.headers["x-job-id"] for each in still)
+
+        eventually(lambda: left_of_the_limit(http) == 2)
+        eventually(lambda: "sluice_readers 1.0" in http.get("/metrics").text)
+        eventually(lambda: not any(map(held_by_the_api, still)), 20)
+        assert held_by_the_api(neighbour)
+        eventually(lambda: job_of(http, abandoned)["status"] == "cancelled")
+        go.set()
+        assert text_of(read(neighbour)) == "one two three"
+
+    rest = replayed(http, told, last_event_id=first[1].id)
+    assert rest[0].id == 2
+    assert text_of([first[1], *rest]) == "".join(MUCH) + " the end"
+    assert ended(http, told)["choices"][0]["message"]["content"] == "".join(MUCH) + " the end"
 
 
 def held_too_long(http: httpx.Client) -> str:

@@ -28,7 +28,7 @@ async def test_accepted_connections_are_kept_under_watch(tmp_path: Path) -> None
         accepted = connection.transport.get_extra_info("socket")
 
         assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        for name, value in KEEP_ALIVE:
+        for name, value in (*KEEP_ALIVE, ("TCP_USER_TIMEOUT", 60_000)):
             option = getattr(socket, name, None)
             assert option is None or accepted.getsockopt(socket.IPPROTO_TCP, option) == value
     finally:
