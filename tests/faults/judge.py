@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 from typing import Literal
 
 from shared.lifecycle import TERMINAL
@@ -11,11 +11,13 @@ from shared.prices import Prices
 from tests.fakes.upstream import Call
 from tests.faults.callers import Asked, Record
 from tests.faults.evidence import Evidence, Kept, nonce_of
-from tests.faults.machine import GRACE
+from tests.faults.machine import GRACE, Freeze
 
 Charge = Literal["lost", "twice", "wrong"]
 SLACK = 1.0
 """Seconds by which what a caller measured may differ from what its job did."""
+NOTICES_WITHIN = 5.0
+"""Seconds for a worker that stood still to learn that its jobs were given away, and to hang up."""
 
 
 @dataclass(frozen=True)
@@ -162,15 +164,25 @@ def _called(evidence: Evidence) -> Iterator[Violation]:
 def _overlapped(evidence: Evidence) -> Iterator[Violation]:
     """Two calls for one job at once: only while the worker that made the first stood still."""
     for nonce, made in _calls(evidence).items():
-        for earlier, later in pairwise(sorted(made, key=lambda call: call.started_at)):
+        for earlier, later in combinations(sorted(made, key=lambda call: call.started_at), 2):
             at_once = earlier.closed_at is None or later.started_at < earlier.closed_at
-            if at_once and not _stood_still(evidence, later.started_at):
+            if at_once and not _stood_still(evidence, earlier, later):
                 yield Violation("twice", f"{nonce} was asked by two at once: {_times(made)}")
 
 
-def _stood_still(evidence: Evidence, moment: float) -> bool:
-    """Whether a worker was frozen then, or had only just been woken."""
-    return any(freeze.since < moment < freeze.until + SLACK for freeze in evidence.freezes)
+def _stood_still(evidence: Evidence, earlier: Call, later: Call) -> bool:
+    """Whether one of them may be a zombie's, and the other came while that could not know."""
+    return any(
+        freeze.since < later.started_at < freeze.until + SLACK
+        and (_may_be_a_zombies(earlier, freeze) or _may_be_a_zombies(later, freeze))
+        for freeze in evidence.freezes
+    )
+
+
+def _may_be_a_zombies(call: Call, freeze: Freeze) -> bool:
+    """Whether it was made by a worker awake, and given up soon after that worker was woken."""
+    awake = call.started_at < freeze.since + SLACK or call.started_at > freeze.until
+    return awake and call.closed_at is not None and call.closed_at < freeze.until + NOTICES_WITHIN
 
 
 def _processes(evidence: Evidence) -> Iterator[Violation]:

@@ -69,6 +69,28 @@ def _call_at_once(evidence: Evidence) -> None:
     evidence.calls[0].closed_at = 3.5
 
 
+def _hang_on_as_a_zombie(evidence: Evidence) -> None:
+    evidence.freezes = [Freeze(0.5, 3.2)]
+    evidence.calls[0].closed_at = 9.0
+
+
+def _call_at_once_while_another_stood_still(evidence: Evidence) -> None:
+    evidence.freezes = [Freeze(1.5, 9.0)]
+    evidence.calls[0].started_at = 2.9
+    evidence.calls[0].closed_at = 3.5
+
+
+def _call_at_once_but_one(evidence: Evidence) -> None:
+    evidence.freezes = [Freeze(0.5, 1.9)]
+    evidence.calls[0].closed_at = 3.5
+    body = evidence.calls[0].body
+    between = Call("m", body, {}, 2.0, finished="closed_by_client", closed_at=2.2)
+    evidence.calls = [*evidence.calls, between]
+    evidence.jobs[JOB_ID].attempts.append(
+        Attempt(job_id=JOB_ID, number=3, worker_id="w3", outcome="lost")
+    )
+
+
 def _store_something_else(evidence: Evidence) -> None:
     evidence.jobs[JOB_ID].text = "job-1 word1 word0"
 
@@ -110,6 +132,9 @@ CASES: list[tuple[Callable[[Evidence], None], Charge]] = [
     (_complete_twice, "twice"),
     (_call_once_more, "twice"),
     (_call_at_once, "twice"),
+    (_hang_on_as_a_zombie, "twice"),
+    (_call_at_once_while_another_stood_still, "twice"),
+    (_call_at_once_but_one, "twice"),
     (_store_something_else, "wrong"),
     (_charge_twice, "wrong"),
     (_cancel_unasked, "wrong"),
