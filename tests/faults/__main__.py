@@ -42,16 +42,20 @@ def main() -> int:
             for number in range(asked.runs):
                 home = Path(tempfile.mkdtemp(prefix="sluice-faults-"))
                 with _database(server, home) as url:
-                    results.append(_one(url, home, asked.seed + number, asked))
+                    results.append(_one(url, home, server, asked.seed + number, asked))
     print(report.table(results))
     if asked.write:
         report.write(results)
     return int(any(result.violations for result in results))
 
 
-def _one(url: str, home: Path, seed: int, asked: argparse.Namespace) -> Result:
+def _one(
+    url: str, home: Path, server: Postgres | None, seed: int, asked: argparse.Namespace
+) -> Result:
     seconds = asked.seconds or max(LEAST_SECONDS, asked.jobs / JOBS_A_SECOND)
-    result = run(url, home, seed=seed, count=asked.jobs, seconds=seconds, show=Shower())
+    result = run(
+        url, home, seed=seed, count=asked.jobs, seconds=seconds, server=server, show=Shower()
+    )
     print(f"\n{report.account(result)}", flush=True)
     if result.violations:
         again = f"--database {result.database} --seed {seed} --jobs {asked.jobs} --runs 1"

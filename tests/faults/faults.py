@@ -218,13 +218,17 @@ def _throw_out(machine: Machine, kind: str, seconds: float) -> None:
 
 @_fault("database: stopped", "database", (3.0, 10.0), "postgresql")
 def stop_database(machine: Machine, strike: Strike) -> None:
-    """Every process's connections break, and no new ones are made."""
+    """The server is gone with every connection, new ones are refused, and it starts again."""
+    assert machine.postgres is not None
     links = [place.database for place in machine.every_place if place.database is not None]
-    for link in links:
-        link.cut()
-    time.sleep(strike.lasts)
-    for link in links:
-        link.mend()
+    with machine.database_guarded:
+        machine.postgres.stop()
+        for link in links:
+            link.cut()
+        time.sleep(strike.lasts)
+        for link in links:
+            link.mend()
+        machine.postgres.start()
 
 
 @_fault("database: backends terminated", "database", (1.0, 3.0), "postgresql")
@@ -235,7 +239,7 @@ def terminate_backends(machine: Machine, strike: Strike) -> None:
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     engine = sqlalchemy.create_engine(machine.stack.database_url)
-    with engine.connect() as connection:
+    with machine.database_guarded, engine.connect() as connection:
         for _ in _blows(strike.lasts):
             connection.execute(everyone)
     engine.dispose()

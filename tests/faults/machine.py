@@ -16,6 +16,7 @@ import httpx
 
 from tests.fakes.upstream import ScriptedUpstream
 from tests.faults.schedule import PLACES, Target
+from tests.postgres import Postgres
 from tests.proxy import Link, through
 from tests.stack import QUICK_LEASES, Process, Stack, eventually
 from tests.valkey import Valkey, free_port, valkey
@@ -70,10 +71,21 @@ class Freeze:
 class Machine:
     """The processes of one run, and what became of them."""
 
-    def __init__(self, stack: Stack, redis: Valkey, redis_files: Path, links: ExitStack) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        redis: Valkey,
+        redis_files: Path,
+        postgres: Postgres | None,
+        links: ExitStack,
+    ) -> None:
         self.stack = stack
         self.redis = redis
         self.redis_files = redis_files
+        self.postgres = postgres
+        """None: the database is a file."""
+        self.database_guarded = threading.Lock()
+        """Held by a fault for as long as the database may be away."""
         self.freezes: list[Freeze] = []
         self.deaths: list[str] = []
         """Processes that ended although nobody ended them, or otherwise than they should."""
@@ -165,8 +177,8 @@ class Machine:
 
 
 @contextmanager
-def running(database_url: str, home: Path) -> Iterator[Machine]:
-    """A whole Sluice on this database, ready; its logs are in `home`."""
+def running(database_url: str, home: Path, server: Postgres | None) -> Iterator[Machine]:
+    """A whole Sluice on this database, of this server, ready; its logs are in `home`."""
     redis_files = home / "valkey"
     redis_files.mkdir()
     with (
@@ -178,7 +190,7 @@ def running(database_url: str, home: Path) -> Iterator[Machine]:
         stack.environment |= SETTINGS
         stack.offer(*MODELS, price=PRICE)
         stack.fund("ours", CREDITS)
-        machine = Machine(stack, redis, redis_files, links)
+        machine = Machine(stack, redis, redis_files, server, links)
         for url in machine.urls:
             eventually(lambda url=url: _answers(f"{url}/health/ready"), STARTS_WITHIN)  # type: ignore[misc]
         yield machine

@@ -21,6 +21,7 @@ from tests.faults.faults import ACTS, kinds_for
 from tests.faults.judge import Violation, judge
 from tests.faults.machine import Machine, running
 from tests.faults.schedule import Strike, plan
+from tests.postgres import Postgres
 
 END_WITHIN, MORE_FOR_EACH = 90.0, 0.15
 """Seconds after the last fault by which everything must have ended, and more for each job."""
@@ -68,14 +69,18 @@ def run(
     seed: int,
     count: int,
     seconds: float,
+    server: Postgres | None = None,
     show: Callable[[Progress], None] = lambda _: None,
 ) -> Result:
-    """Submit `count` jobs over so many seconds while faults strike, and judge what came of it."""
+    """Submit `count` jobs over so many seconds while faults strike, and judge what came of it.
+
+    `server` has the database, if it is PostgreSQL; it is struck as well.
+    """
     mixed = list(forms.mixed(seed, count))
     records = [record for _, record in mixed]
     strikes = plan(seed, seconds, kinds_for(database_url))
     began = time.monotonic()
-    with running(database_url, home) as machine:
+    with running(database_url, home, server) as machine:
         asyncio.run(_storm(machine, mixed, strikes, seed, seconds, show))
         machine.end()
         evidence = collect(machine, records)
