@@ -129,6 +129,7 @@ class Caller:
 
     async def stream(self, path: str, *, body: Any = None, leave_after: int | None = None) -> None:
         """Read to the end, or leave after so many pieces of text."""
+        self._depart()  # a job may wait for its reader while a request for it waits for an answer
         async for _ in self._tries():
             try:
                 if await self._read_on(path, body, leave_after):
@@ -200,6 +201,7 @@ class Caller:
         body = await self._body(response)
         error = body.get("error", {})
         if "job_id" in error and error["code"] != DRAINING:
+            self._arrive()
             self.record.accept([error["job_id"]], replayed=False)
             self.record.reading.take_error(error["code"])
             return self.record.reading.ended is not None
