@@ -3,7 +3,7 @@
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.faults.faults import KINDS, kinds_for
@@ -15,12 +15,14 @@ SQLITE = kinds_for("sqlite:///sluice.db")
 POSTGRESQL = kinds_for("postgresql+psycopg://host/sluice")
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_a_seed_replays(seed: int) -> None:
     """What a run that failed printed is enough to run it again."""
     assert plan(seed, SECONDS, SQLITE) == plan(seed, SECONDS, SQLITE)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_nothing_is_struck_twice_at_once(seed: int) -> None:
     """A process that is down has to come up before it can be killed again."""
