@@ -1,7 +1,7 @@
 """Clients of every form that submit jobs, follow them through whatever happens, and keep a record.
 
 A caller never gives up by itself: what was not answered it asks again at the other api, a request
-with the same `Idempotency-Key`, a stream after the last id it saw.
+with the same `Idempotency-Key` or, as an SDK does, without any, a stream after the last id it saw.
 """
 
 import asyncio
@@ -52,6 +52,8 @@ class Record:
     live: bool = False
     """Its request was a plain one: it hangs on its readers."""
     streamed: bool = False
+    keyless: bool = False
+    """What it sends again can only be told by its content, and by an SDK's word."""
     cancelled: bool = False
     """It asked for the job to be cancelled."""
     deserted: bool = False
@@ -85,6 +87,7 @@ class Caller:
         self._urls = urls
         self._turn = self.chance.randrange(len(urls))
         self._away_since: float | None = None
+        self._submissions = 0
 
     @asynccontextmanager
     async def ask(
@@ -92,6 +95,8 @@ class Caller:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One try, at the api whose turn it is."""
         url = self._urls[self._turn % len(self._urls)] + path
+        if method == "POST":
+            headers = {**self._known_by(), **(headers or {})}
         async with self._session.request(
             method, url, headers=headers, timeout=TIMEOUT, **request
         ) as response:
@@ -117,7 +122,6 @@ class Caller:
         self, path: str, body: Any, headers: Mapping[str, str] | None = None
     ) -> tuple[int, Any, Any]:
         """Submit, as often as it takes; the jobs it became are in the record."""
-        headers = {"Idempotency-Key": self.record.key, **(headers or {})}
         status, answered, found = await self.insist("POST", path, headers, json=body)
         if status >= 400 and "job_id" not in found["error"]:
             self.record.wrong.append(f"refused with {status}: {found}")
@@ -189,13 +193,20 @@ class Caller:
     def _opened(self, path: str, body: Any) -> Any:
         reading, record = self.record.reading, self.record
         if not record.job_ids:
-            return self.ask("POST", path, {"Idempotency-Key": record.key}, json=body)
+            return self.ask("POST", path, json=body)
         where = {} if reading.seq is None else {"Last-Event-ID": str(reading.seq)}
         if path == COMPLETIONS:
             path = f"{COMPLETIONS}/{ids.COMPLETION}{record.job_ids[0]}?stream=true"
             if where and self.chance.random() < 0.5:
                 path, where = f"{path}&starting_after={reading.seq}", {}
         return self.ask("GET", path, where)
+
+    def _known_by(self) -> dict[str, str]:
+        """What tells that a submission came before."""
+        if not self.record.keyless:
+            return {"Idempotency-Key": self.record.key}
+        self._submissions += 1
+        return {"x-stainless-retry-count": str(self._submissions - 1)}
 
     async def _refused(self, response: aiohttp.ClientResponse) -> bool:
         body = await self._body(response)

@@ -33,6 +33,12 @@ async def held(caller: Caller) -> None:
         record.told.append(body["error"]["code"])
 
 
+async def held_for_an_sdk(caller: Caller) -> None:
+    """The same without a key, from an SDK, which says when it sends a request again by itself."""
+    caller.record.keyless = True
+    await held(caller)
+
+
 async def streamed(caller: Caller) -> None:
     """A plain stream, read to its end."""
     await caller.stream(COMPLETIONS, body=body_for(caller.record, stream=True))
@@ -125,6 +131,7 @@ async def with_time_limit(caller: Caller) -> None:
 
 MIXTURE: dict[Form, int] = {
     held: 18,
+    held_for_an_sdk: 6,
     streamed: 20,
     streamed_with_breaks: 20,
     in_background: 8,
@@ -138,9 +145,9 @@ MIXTURE: dict[Form, int] = {
     with_time_limit: 2,
 }
 """How often each is drawn."""
-LIVE = {held, streamed, streamed_with_breaks, cancelled, deserted}
+LIVE = {held, held_for_an_sdk, streamed, streamed_with_breaks, cancelled, deserted}
 """What hangs on its readers."""
-STREAMED = LIVE - {held}
+STREAMED = LIVE - {held, held_for_an_sdk}
 LONG = {deserted, with_time_limit}
 """What would go on for longer than anybody waits."""
 

@@ -160,6 +160,15 @@ def test_the_judge_sees(spoil: Callable[[Evidence], None], charge: Charge) -> No
     assert charge in {violation.charge for violation in judge(evidence)}
 
 
+def test_an_sdk_without_a_key_may_not_be_known_again() -> None:
+    """While a commit is in doubt there is nothing to know it by; only a key is sure."""
+    evidence = in_order()
+    _submit_twice(evidence)
+    evidence.records[0].keyless = True
+
+    assert judge(evidence) == []
+
+
 def test_a_zombie_may_still_be_talking() -> None:
     """A worker that stood still cannot hang up; what it hears is refused later."""
     evidence = in_order()
