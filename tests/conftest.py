@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import db
+from tests import sqlite
 from tests.fakes.upstream import ScriptedUpstream
 from tests.postgres import Postgres, postgres
 from tests.stack import QUICK_LEASES, Stack
@@ -31,9 +31,7 @@ def migrated(request: pytest.FixtureRequest, directory: Path) -> Iterator[str]:
         with server.fresh() as url:
             yield url
     else:
-        url = f"sqlite:///{directory / 'sluice.db'}"
-        db.migrate(url)
-        yield url
+        yield sqlite.fresh(directory)
 
 
 @pytest.fixture(params=DATABASES)
@@ -79,8 +77,7 @@ def stack(
 def parts(directory: Path, database_url: str | None = None) -> Iterator[Stack]:
     """Everything but the processes, for a module; on SQLite unless told."""
     if database_url is None:
-        database_url = f"sqlite:///{directory / 'sluice.db'}"
-        db.migrate(database_url)
+        database_url = sqlite.fresh(directory)
     with (
         started_valkey(directory) as redis,
         ScriptedUpstream() as upstream,

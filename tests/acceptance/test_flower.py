@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from shared import db, queue
+from shared import queue
+from tests import sqlite
 from tests.fakes.upstream import ScriptedUpstream
 from tests.stack import Stack, eventually
 from tests.valkey import Valkey, free_port
@@ -31,8 +32,7 @@ def flower(
     tmp_path: Path, redis_server: Valkey, upstream: ScriptedUpstream
 ) -> Iterator[tuple[Stack, httpx.Client]]:
     """A service, and a client of its Flower that knows the password."""
-    url, port = f"sqlite:///{tmp_path / 'sluice.db'}", free_port()
-    db.migrate(url)
+    url, port = sqlite.fresh(tmp_path), free_port()
     with (
         Stack(tmp_path, url, redis_server.url, upstream) as stack,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", auth=AUTH, timeout=10) as client,

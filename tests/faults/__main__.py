@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from shared import db
+from tests import sqlite
 from tests.faults import report
 from tests.faults.run import Progress, Result, run
 from tests.postgres import Postgres, postgres
@@ -82,9 +82,7 @@ def _database(server: Postgres | None, home: Path) -> Iterator[str]:
         with server.fresh() as url:
             yield url
     else:
-        url = f"sqlite:///{home / 'sluice.db'}"
-        db.migrate(url)
-        yield url
+        yield sqlite.fresh(home)
 
 
 class Shower:

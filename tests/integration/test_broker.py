@@ -15,9 +15,10 @@ import pytest
 import redis
 from sqlmodel import col, func, select
 
-from shared import db, ids, queue
+from shared import ids, queue
 from shared.lifecycle import JobStatus, Lane
 from shared.tables import Attempt, Job
+from tests import sqlite
 from tests.factories import Sessions, job_in, submitted
 from tests.fakes.upstream import ScriptedUpstream
 from tests.stack import QUICK_LEASES, Stack, eventually
@@ -103,8 +104,7 @@ def shop(stack: Stack) -> Iterator[Shop]:
 @pytest.fixture
 def sqlite_shop(tmp_path: Path, redis_server: Valkey, upstream: ScriptedUpstream) -> Iterator[Shop]:
     """For what has nothing to do with the database."""
-    url = f"sqlite:///{tmp_path / 'sluice.db'}"
-    db.migrate(url)
+    url = sqlite.fresh(tmp_path)
     with Stack(tmp_path, url, redis_server.url, upstream) as stack, opened(stack) as shop:
         yield shop
 

@@ -14,6 +14,7 @@ from shared import audit, breakers, db, leases, losses, streams
 from shared.errors import Fault, UpstreamOverloaded
 from shared.outcomes import Retry
 from shared.tables import Job
+from tests import sqlite
 from tests.fakes.anthropic import ScriptedAnthropic
 from tests.fakes.upstream import (
     Chunk,
@@ -130,8 +131,7 @@ async def chain(
 ) -> AsyncIterator[Chain]:
     """The shop; in the end every promise of its database holds."""
     first, second = dialects
-    url = f"sqlite:///{tmp_path / 'sluice.db'}"
-    db.migrate(url)
+    url = sqlite.fresh(tmp_path)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         models = MODELS.format(

@@ -23,7 +23,7 @@ from cli.home import CLIENT, Home
 from cli.keys import span
 from cli.machine import MachineSettings, plan
 from cli.main import app
-from shared import db
+from tests import sqlite
 
 runner = CliRunner()
 
@@ -204,7 +204,7 @@ def test_anything_else_is_no_span(text: str) -> None:
 @pytest.fixture
 def migrated(tmp_path: Path) -> None:
     """A SQLite database with all tables, in SLUICE_HOME."""
-    db.migrate(f"sqlite:///{tmp_path / 'sluice.db'}")
+    sqlite.fresh(tmp_path)
 
 
 @pytest.mark.usefixtures("migrated")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cli.failure import FAILED, USAGE
 from cli.main import app
-from shared import db
+from tests import sqlite
 
 runner = CliRunner()
 
@@ -22,7 +22,7 @@ def migrated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLUICE_HOME", str(tmp_path))
     monkeypatch.setenv("LOGNAME", "ada")
-    db.migrate(f"sqlite:///{tmp_path / 'sluice.db'}")
+    sqlite.fresh(tmp_path)
 
 
 def told(*words: str) -> Any:
