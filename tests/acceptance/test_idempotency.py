@@ -12,7 +12,7 @@ import pytest
 from tests.fakes.upstream import Say, WaitFor
 from tests.frames import frames
 from tests.proxy import Link
-from tests.stack import Stack, eventually
+from tests.stack import PLAIN, Stack, eventually
 from tests.valkey import free_port
 
 PATH = "/v1/chat/completions"
@@ -130,7 +130,7 @@ def test_an_sdk_that_gave_up_twice_made_one_job(service: Stack, key: str) -> Non
         key,
         timeout=1.5,
         max_retries=5,
-        http_client=openai.DefaultHttpxClient(event_hooks={"request": [sent.append]}),
+        http_client=openai.DefaultHttpxClient(verify=PLAIN, event_hooks={"request": [sent.append]}),
     )
     # It says that it waits longer than it does, as if the network had swallowed our answer.
     patient = {"x-stainless-read-timeout": "600"}
@@ -233,5 +233,5 @@ def test_an_sdk_finds_its_job_when_its_api_was_killed(stack: Stack) -> None:
 
 def readers(stack: Stack) -> float:
     """How many requests listen at the api."""
-    lines = httpx.get(f"{stack.url}/metrics").text.splitlines()
+    lines = httpx.get(f"{stack.url}/metrics", verify=PLAIN).text.splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith("sluice_readers "))
