@@ -19,7 +19,7 @@ from statistics import median, quantiles
 import aiohttp
 import psutil
 
-from shared import db
+from shared import revisions
 from tests.fakes.upstream import ScriptedUpstream
 from tests.stack import Stack
 from tests.valkey import valkey
@@ -35,7 +35,7 @@ def running(models: list[str]) -> Iterator[tuple[Stack, dict[str, psutil.Process
         home = Path(folder)
         (home / "valkey").mkdir()
         url = f"sqlite:///{home / 'sluice.db'}"
-        db.migrate(url)
+        revisions.migrate(url)
         with (
             ScriptedUpstream() as upstream,
             valkey(home / "valkey") as redis,

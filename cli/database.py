@@ -12,7 +12,7 @@ from sqlmodel import Session
 
 from cli import configuration
 from cli.failure import FAILED, USAGE, Failure
-from shared import db
+from shared import db, revisions
 from shared.errors import ServiceError
 from shared.settings import StoreSettings
 
@@ -21,7 +21,7 @@ from shared.settings import StoreSettings
 def opened(settings: StoreSettings) -> Iterator[Engine]:
     """An engine on migrated tables. Raises `Failure` when the database is not ready."""
     with as_failures(settings):
-        current, newest = db.revision(settings.database)
+        current, newest = revisions.compare(settings.database)
         if current != newest:
             raise Failure(
                 f"The tables of {shown(settings)} are at revision {current or 'none'}, not "

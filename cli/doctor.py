@@ -121,11 +121,11 @@ def _guarded(
 
 def _database(settings: "StoreSettings") -> Finding:
     from cli.database import as_failures, shown
-    from shared import db
+    from shared import revisions
 
     where = shown(settings)
     with as_failures(settings):
-        current, newest = db.revision(settings.database)
+        current, newest = revisions.compare(settings.database)
     if current == newest:
         return Finding("database", True, f"{where}, revision {current}")
     found = f"{where}, revision {current or 'none'}; this version needs {newest}"

@@ -101,13 +101,13 @@ def migrate() -> None:
     """
     from cli import configuration
     from cli.database import as_failures
-    from shared import db
+    from shared import revisions
     from shared.settings import StoreSettings
 
     settings = configuration.read(StoreSettings)
     with as_failures(settings):
-        db.migrate(settings.database)
-        current, _ = db.revision(settings.database)
+        revisions.migrate(settings.database)
+        current, _ = revisions.compare(settings.database)
     typer.echo(f"The database is at revision {current}.")
 
 

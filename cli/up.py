@@ -71,11 +71,11 @@ def _run(home: "Home", settings: "MachineSettings", planned: "Plan") -> None:
 
 def _migrate(settings: "MachineSettings") -> None:
     from cli.database import as_failures, shown
-    from shared import db
+    from shared import revisions
 
     step(f"Preparing the database {shown(settings)} …")
     with as_failures(settings):
-        db.migrate(settings.database)
+        revisions.migrate(settings.database)
 
 
 def _flower_auth(home: "Home") -> str:

@@ -1,4 +1,4 @@
-"""The database: connect, migrate, and the one seam between async code and sync domain functions."""
+"""The database: connect, and the one seam between async code and sync domain functions."""
 
 import asyncio
 import threading
@@ -8,16 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     DataError,
     DBAPIError,
@@ -36,7 +30,6 @@ log = structlog.get_logger()
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MIGRATIONS = Path(__file__).with_name("migrations")
 GROUP_LIMIT = 256
 """Calls that share one transaction, at most."""
 GROUP_SECONDS = 1.0
@@ -69,35 +62,9 @@ def connect(url: str) -> Engine:
     return engines.open_engine(url)
 
 
-def _alembic(url: str) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.attributes["url"] = url
-    return config
-
-
-def migrate(url: str, to: str = "head") -> None:
-    """Bring the tables to the newest revision, or `to` one; creates a SQLite file if need be."""
-    if make_url(url).get_backend_name() == "sqlite":
-        Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
-    for left in reversed(range(TRIES)):
-        try:
-            command.upgrade(_alembic(url), to)
-            break
-        except DBAPIError as error:  # whoever uses the tables may take them the other way round
-            if not left or _sqlstate(error) not in _ROLLED_BACK:
-                raise
-
-
-def revision(url: str) -> tuple[str | None, str | None]:
-    """The revision the tables are at, and the newest there is."""
-    engine = connect(url)
-    try:
-        with engine.connect() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
-    finally:
-        engine.dispose()
-    return current, ScriptDirectory.from_config(_alembic(url)).get_current_head()
+def undone(error: Exception) -> bool:
+    """Whether the database undid a transaction for another's sake: it may be tried again."""
+    return _sqlstate(error) in _ROLLED_BACK
 
 
 @dataclass(slots=True, eq=False)
@@ -288,9 +255,9 @@ class Transactions:
                 if connection.in_transaction():
                     connection.commit()
         except Exception as error:
-            undone = _sqlstate(error) in _ROLLED_BACK
-            self._fail(group, error, maybe_committed=committing and not undone)
-            return undone
+            again = undone(error)
+            self._fail(group, error, maybe_committed=committing and not again)
+            return again
         if self._causes:
             log.info("database_back")
             self._causes.clear()

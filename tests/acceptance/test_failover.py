@@ -12,8 +12,9 @@ import httpx
 import pytest
 from redis import Redis
 
-from shared import db, queue
+from shared import queue
 from shared.lifecycle import Lane
+from tests import sqlite
 from tests.fakes.upstream import Say, ScriptedUpstream, WaitFor
 from tests.frames import frames, text_of
 from tests.sentinel import replicating, sentinel
@@ -48,8 +49,7 @@ class Pair:
 @pytest.fixture
 def pair(tmp_path: Path, redis_server: Valkey, upstream: ScriptedUpstream) -> Iterator[Pair]:
     """On SQLite, for which database it is makes no difference here."""
-    database_url = f"sqlite:///{tmp_path / 'sluice.db'}"
-    db.migrate(database_url)
+    database_url = sqlite.fresh(tmp_path)
     (tmp_path / "replica").mkdir()
     with ExitStack() as opened:
         replica = opened.enter_context(valkey(tmp_path / "replica"))

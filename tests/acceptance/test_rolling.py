@@ -17,7 +17,7 @@ import httpx
 import pytest
 from sqlmodel import select
 
-from shared import db
+from shared import revisions
 from shared.tables import Job
 from tests.factories import Sessions
 from tests.fakes.upstream import Say, ScriptedUpstream, WaitFor
@@ -141,7 +141,7 @@ def test_an_upgrade_under_load_is_not_noticed(
     go = threading.Event()
     upstream.script("test", Say("begun"), WaitFor(go), Say(" and ended"))
     sluice(old, empty_database, "migrate")
-    assert db.revision(empty_database)[0] == REVISION
+    assert revisions.compare(empty_database)[0] == REVISION
     key = sluice(old, empty_database, "keys", "create", "--account", "ours")
 
     with Stack(tmp_path, empty_database, redis_server.url, upstream, key) as stack:

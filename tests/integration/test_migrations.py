@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateIndex
 from sqlmodel import Session, SQLModel, select
 
-from shared import db, tables
+from shared import db, revisions, tables
 from tests.factories import Sessions
 from tests.postgres import Postgres
 from tests.stack import eventually
@@ -31,7 +31,7 @@ def test_the_migrated_database_has_the_tables_as_they_are_written(sessions: Sess
         context = MigrationContext.configure(session.connection())
 
         assert compare_metadata(context, SQLModel.metadata) == []
-    current, newest = db.revision(sessions.url)
+    current, newest = revisions.compare(sessions.url)
     assert current == newest is not None
 
 
@@ -64,13 +64,13 @@ def test_tables_with_rows_in_them_are_migrated(
         else:
             server: Postgres = request.getfixturevalue("postgres_server")
             url = opened.enter_context(server.fresh("template1"))
-        db.migrate(url, "0001")
+        revisions.migrate(url, "0001")
         engine = db.connect(url)
         with engine.begin() as connection:
             for row in ROWS:
                 connection.execute(text(row))
 
-        db.migrate(url)
+        revisions.migrate(url)
 
         with Session(engine) as session:
             key = session.exec(select(tables.ApiKey)).one()
@@ -87,12 +87,12 @@ def test_a_migration_that_processes_get_in_the_way_of_is_tried_again(
 ) -> None:
     """They take tables in the order of their work: one of the two has to give way."""
     with postgres_server.fresh("template1") as url, ThreadPoolExecutor() as pool:
-        db.migrate(url, "0002")
+        revisions.migrate(url, "0002")
         engine = db.connect(url)
         with engine.connect() as busy, engine.connect() as looking:
             busy.execute(text("SET deadlock_timeout = '1min'"))  # the other gives way
             busy.execute(text("LOCK TABLE jobs IN ROW EXCLUSIVE MODE"))
-            migrating = pool.submit(db.migrate, url)
+            migrating = pool.submit(revisions.migrate, url)
             waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
             eventually(lambda: looking.execute(waiting).scalar())
             busy.execute(text("LOCK TABLE accounts IN ROW SHARE MODE"))
@@ -100,5 +100,5 @@ def test_a_migration_that_processes_get_in_the_way_of_is_tried_again(
             migrating.result()
         engine.dispose()
 
-        current, newest = db.revision(url)
+        current, newest = revisions.compare(url)
     assert current == newest is not None

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from shared import db, jobs, leases, ledger
+from shared import jobs, leases, ledger
 from shared.outcomes import Cancelled
 from shared.prices import NANO, Prices
 from shared.tables import Job
+from tests import sqlite
 from tests.factories import SAID, Sessions, claimed
 from tests.fakes.upstream import End, Say, ScriptedUpstream, Stall, Step, Usage, WaitFor
 from tests.shop import Shop, open_shop
@@ -31,8 +32,7 @@ Opened = Callable[..., AbstractAsyncContextManager[Shop]]
 @pytest.fixture
 def opened(tmp_path: Path, redis_server: Valkey, upstream: ScriptedUpstream) -> Opened:
     """Opens a worker's bench that drains the calls of cancelled jobs."""
-    url = f"sqlite:///{tmp_path / 'sluice.db'}"
-    db.migrate(url)
+    url = sqlite.fresh(tmp_path)
     models = 'on_cancel = "drain"\n' + MODEL.format(name="test")
 
     def open_one(attempt_timeout: timedelta = LONG) -> AbstractAsyncContextManager[Shop]:
