@@ -110,4 +110,4 @@ async def lifespan(settings: ApiSettings, metrics: Metrics) -> AsyncIterator[Fro
         await front.hub.stop()
         await asyncio.to_thread(front.hints.close, LAST_HINTS_WITHIN)
         tx.close()
-        await redis.aclose()
+        await connections.close(redis)

@@ -1,6 +1,8 @@
 """Connections to Redis or Valkey: they answer, or fail, within seconds."""
 
+import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -15,6 +17,8 @@ from redis.asyncio.sentinel import (
 from redis.backoff import NoBackoff
 
 SOCKET_TIMEOUT: Final = 5.0
+CLOSE_WITHIN: Final = 1.0
+"""Seconds for the connections' last words; one whose other side hangs would take its time."""
 OPTIONS: Final[dict[str, Any]] = {
     "socket_timeout": SOCKET_TIMEOUT,
     "socket_connect_timeout": 3.0,
@@ -95,3 +99,10 @@ def _master(url: str, connections: int) -> Redis:
         **OPTIONS,
     )
     return master
+
+
+async def close(redis: Redis) -> None:
+    """Close a client's connections; those that take too long are left to the operating system."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_WITHIN):
+            await redis.aclose()

@@ -101,4 +101,4 @@ async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
             await bench.remainders.stop()
             await bench.publisher.stop()
             tx.close()
-            await redis.aclose()
+            await connections.close(redis)
