@@ -466,7 +466,7 @@ def test_a_stream_lives_by_its_readers(stack: Stack) -> None:
     """One that was left is cancelled after the grace. One that was told to go on does, and so do
     one whose reader came back and one whose caller was promised so by a 504. Held requests are as
     streams in this."""
-    stack.environment["SLUICE_DISCONNECT_GRACE"] = "PT1S"
+    stack.environment["SLUICE_DISCONNECT_GRACE"] = "PT3S"
     http, go = stack.up().http(), threading.Event()
     stack.upstream.script("test", Say("one two"), WaitFor(go), Say(" three"))
 
