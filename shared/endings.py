@@ -24,9 +24,9 @@ async def announce(tx: Transactions, redis: Redis, job: Job) -> None:
         if job.status in TERMINAL:
             async with streams.promptly():
                 seq = await streams.close(redis, job.id, job.attempt, job.status, job.error)
+            await buckets.put_right(redis, job)
             if seq > job.last_seq:
                 await tx(_number, job.id, seq)
-            await buckets.put_right(redis, job)
         elif job.worker_id is not None:
             async with streams.promptly():
                 await redis.publish(streams.control_channel(job.worker_id), job.id)

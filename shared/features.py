@@ -42,7 +42,8 @@ DROPPABLE: Final[frozenset[Feature]] = frozenset(
 """What only steers an answer. What a request says, and the form its answer has to have, does not:
 it is never left out."""
 DROP: Final = "drop_unsupported"
-"""The field by which a request says that a model which lacks such a feature may do without it."""
+"""The field by which a request says that a model which lacks such a feature may do without it:
+true of all of them, or a list of the fields that were filled in for the caller."""
 
 _BY_FIELD: Final[Mapping[str, tuple[Feature, tuple[Any, ...]]]] = {
     "audio": ("audio", ()),
@@ -84,17 +85,21 @@ def used(request: Mapping[str, Any]) -> dict[Feature, str]:
         found["custom_tools"] = "tools"
     if answer := _BY_FORMAT.get((request.get("response_format") or {}).get("type", "")):
         found[answer] = "response_format"
-    if request.get(DROP):
-        return {feature: field for feature, field in found.items() if feature not in DROPPABLE}
-    return found
+    return {feature: field for feature, field in found.items() if feature not in _spared(request)}
 
 
 def unsupported(request: Mapping[str, Any], lacks: Collection[Feature]) -> list[str]:
     """The fields that a model which lacks these features does not get, if the request allows it."""
-    if not request.get(DROP):
-        return []
-    left_out = DROPPABLE.intersection(lacks)
+    left_out = _spared(request).intersection(lacks)
     return [field for field, feature in _asking(request) if feature in left_out]
+
+
+def _spared(request: Mapping[str, Any]) -> frozenset[Feature]:
+    """What a model need not have for a request, for it may be left out."""
+    fields = request.get(DROP)
+    if isinstance(fields, list):
+        return frozenset(_BY_FIELD[field][0] for field in fields) & DROPPABLE
+    return DROPPABLE if fields else frozenset()
 
 
 def without(request: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:

@@ -67,15 +67,15 @@ def offer(session: Session, worker_id: str, models: Sequence[str]) -> None:
     session.execute(changed.values(models=list(models)))
 
 
-def succeed(session: Session, former: str, worker_id: str, finished: Collection[str]) -> None:
-    """Move from a lease that is given up to a new one of the same process. Idempotent.
+def succeed(session: Session, former: str, mine: str, finished: Collection[str]) -> list[Job]:
+    """Move from a lease that is given up to a new one of the same process; returns what ended.
 
     Jobs that are `finished` and only wait to be settled come along; the rest are handed back.
     """
     for one in _held(session, former):
         if one.job_id in finished:
-            _bring(session, one, former, worker_id)
-    leave(session, former)
+            _bring(session, one, former, mine)
+    return leave(session, former)
 
 
 def _bring(session: Session, one: Held, former: str, worker_id: str) -> None:
@@ -99,16 +99,18 @@ def beat(session: Session, worker_id: str) -> list[Held] | None:
     return _held(session, worker_id)
 
 
-def hand_back(session: Session, worker_id: str, held: Sequence[Held]) -> None:
-    """Let go of jobs without an outcome: they lose no attempt."""
-    for one in held:
-        settle(session, Lease(one.job_id, one.attempt, worker_id), HandedBack())
+def hand_back(session: Session, worker_id: str, held: Sequence[Held]) -> list[Job]:
+    """Let go of jobs without an outcome: they lose no attempt. Returns those that this ended."""
+    leases = [Lease(one.job_id, one.attempt, worker_id) for one in held]
+    done = [settle(session, lease, HandedBack()) for lease in leases]
+    return [job for job in done if job is not None and job.status in TERMINAL]
 
 
-def leave(session: Session, worker_id: str) -> None:
-    """End a lease in good order, with nothing left in its hands. Idempotent."""
-    hand_back(session, worker_id, _held(session, worker_id))
+def leave(session: Session, worker_id: str) -> list[Job]:
+    """End a lease in good order, with nothing in its hands; returns what ended. Idempotent."""
+    ended = hand_back(session, worker_id, _held(session, worker_id))
     retire(session, worker_id)
+    return ended
 
 
 def _held(session: Session, worker_id: str) -> list[Held]:
@@ -229,11 +231,11 @@ def _move(session: Session, lease: Lease, outcome: Outcome) -> Job:
     match outcome:
         case Completed():
             # It was faster than its deadline: the error noted then is void.
-            return end(JobStatus.COMPLETED, bill=said.model, error=None, **_progress(said))
+            return end(JobStatus.COMPLETED, bill=said.bill, error=None, **_progress(said))
         case Failed(fault=fault):
             return end(JobStatus.FAILED, error=asdict(fault), **_progress(said))
         case Cancelled():
-            return end(JobStatus.CANCELLED, bill=said.model, **_progress(said))
+            return end(JobStatus.CANCELLED, bill=said.bill, **_progress(said))
         case Retry(target=int(target)):
             # Its worker goes on at once, which is as good as a hint; what was tried so far was
             # tried elsewhere.
@@ -267,7 +269,7 @@ def _queue_again(session: Session, lease: Lease, outcome: Outcome, columns: dict
             JobStatus.CANCELLED,
             asked,
             held=lease,
-            bill=None if failed else said.model,
+            bill=None if failed else said.bill,
             **_progress(said),
         )
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import NamedTuple
 
+import structlog
 from sqlalchemy import func, union_all, update
 from sqlmodel import Session, col, select
 
@@ -18,6 +19,8 @@ from shared.errors import InsufficientCredits
 from shared.lifecycle import JobStatus
 from shared.prices import NANO, shown
 from shared.tables import Account, Job, LedgerEntry
+
+log = structlog.get_logger()
 
 GRANT, HOLD, RELEASE, CHARGE = "grant", "hold", "release", "charge"
 HELD_FOR = timedelta(seconds=5)
@@ -92,6 +95,8 @@ def settle(session: Session, job: Job, cost: int) -> int:
     locked = select(Account).where(col(Account.id) == job.account_id).with_for_update()
     account = session.exec(locked, execution_options={"populate_existing": True}).one()
     charged = min(cost, job.held + account.credits)
+    if charged < cost:
+        log.warning("used_more_than_paid", job_id=job.id, nano_credits=cost - charged)
     account.credits += job.held - charged
     account.held -= job.held
     if job.key_id is not None and job.held != charged:

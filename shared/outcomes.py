@@ -23,6 +23,8 @@ class Said:
     usage: dict[str, Any] | None = None
     usage_estimated: bool = False
     """The upstream did not count to the end; we did."""
+    free: bool = False
+    """A filter let nothing be said: what was read costs nothing."""
     first_delta_at: int | None = None
     provider: str | None = None
     """The upstream that was called."""
@@ -32,6 +34,11 @@ class Said:
     """The model as that upstream calls it."""
     upstream_status: int | None = None
     """The HTTP status of its answer; None when it gave none."""
+
+    @property
+    def bill(self) -> str | None:
+        """The model whose price counts; None when nothing is charged."""
+        return None if self.free else self.model
 
 
 @dataclass(frozen=True, slots=True)

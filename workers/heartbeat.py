@@ -15,10 +15,11 @@ from functools import partial
 import structlog
 from redis.asyncio import Redis
 
-from shared import background, leases, streams
+from shared import background, endings, leases, streams
 from shared.db import Transactions
 from shared.errors import Unavailable
 from shared.leases import Held
+from shared.tables import Job
 from workers.hands import Hands
 from workers.patience import insist
 from workers.settings import WorkerSettings
@@ -82,10 +83,11 @@ class Heartbeat:
         await background.stop(*self._tasks)
         give_up = time.monotonic() + LEAVE_WITHIN
         for worker_id in filter(None, leaving):
-            await insist(
-                partial(self._tx, leases.leave, worker_id),
+            ended = await insist(
+                partial(self._tx.alone, leases.leave, worker_id),
                 worth_it=lambda: time.monotonic() < give_up,
             )
+            await self._announce(ended or [])
 
     @property
     def held(self) -> bool:
@@ -153,11 +155,18 @@ class Heartbeat:
         unknown = self._hands.unknown()
         self._hands.compare(held)
         while self._former:
-            await self._tx.alone(leases.succeed, self._former[0], worker_id, self._hands.unfenced())
+            finished = self._hands.unfenced()
+            ended = await self._tx.alone(leases.succeed, self._former[0], worker_id, finished)
             del self._former[0]
+            await self._announce(ended)
         if unknown:
             log.warning("handed_back_unknown", jobs=[one.job_id for one in unknown])
-            await self._tx.alone(leases.hand_back, worker_id, unknown)
+            await self._announce(await self._tx.alone(leases.hand_back, worker_id, unknown))
+
+    async def _announce(self, ended: Sequence[Job]) -> None:
+        """Tell whoever reads them of jobs that ended as we let go of them."""
+        for job in ended:
+            await endings.announce(self._tx, self._redis, job)
 
     async def _say_what_is_offered(self, worker_id: str) -> None:
         models = self._models

@@ -114,7 +114,8 @@ class Running:
             extra={"warnings": self._warnings()} if self.left_out else None,
         )
         counted = self._counted(response)
-        usage = response["usage"] = self._priced(counted) if billed else counted
+        free = billed and _filtered(response, counted)
+        usage = response["usage"] = self._priced(counted, free=free) if billed else counted
         return Said(
             response=orjson.dumps(response),
             log=b"\n".join(lines),
@@ -123,6 +124,7 @@ class Running:
             characters=self.transcript.characters,
             usage=usage,
             usage_estimated=counted is not self.usage,
+            free=free,
             first_delta_at=self.first_delta_at,
             model=model.name if model else None,
             provider=model.upstream if model else None,
@@ -157,9 +159,15 @@ class Running:
         totals = {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
         return {**counted, **totals}
 
-    def _priced(self, usage: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _priced(self, usage: dict[str, Any] | None, *, free: bool) -> dict[str, Any] | None:
         """With the credits that it costs, unless it is free."""
         snapshot = (self.claim.job.prices or {}).get(self.model.name if self.model else "")
         if usage is None or snapshot is None:
             return usage
-        return {**usage, "cost": Prices.kept(snapshot).cost(usage) / NANO}
+        return {**usage, "cost": 0 if free else Prices.kept(snapshot).cost(usage) / NANO}
+
+
+def _filtered(response: dict[str, Any], usage: dict[str, Any] | None) -> bool:
+    """Whether a filter came before the first word."""
+    reasons = {choice["finish_reason"] for choice in response["choices"]}
+    return reasons == {"content_filter"} and not (usage or {}).get("completion_tokens")

@@ -53,19 +53,21 @@ async def change(
     asked = await read_body(AccountChange, request)
     work = administration.limit_account
     return json_response(
-        account_object(await front.tx(work, caller.actor, account_id, plain(asked.limits)))
+        account_object(
+            await front.tx.by(account_id, work, caller.actor, account_id, plain(asked.limits))
+        )
     )
 
 
 @router.post("/{account_id}/disable")
 async def disable(account_id: str, front: FrontDep, caller: AdminCaller) -> Response:
     """Refuse its keys and tokens from now on; its jobs go on. Idempotent."""
-    done = await front.tx(administration.disable_account, caller.actor, account_id)
+    done = await front.tx.by(account_id, administration.disable_account, caller.actor, account_id)
     return json_response(account_object(done))
 
 
 @router.post("/{account_id}/enable")
 async def enable(account_id: str, front: FrontDep, caller: AdminCaller) -> Response:
     """Accept its keys and tokens again. Idempotent."""
-    done = await front.tx(administration.enable_account, caller.actor, account_id)
+    done = await front.tx.by(account_id, administration.enable_account, caller.actor, account_id)
     return json_response(account_object(done))

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from api.wire.chat import ChatCompletionRequest
+from shared import features
 
 TEMPERATURE = 0.7
 MAX_TOKENS = 1024
@@ -27,6 +28,7 @@ class PublicCompletionRequest(ChatCompletionRequest):
             body["messages"] = [{"role": "system", "content": self.system}, *body["messages"]]
         if self.temperature is None:
             body["temperature"] = TEMPERATURE
+            body[features.DROP] = body.get(features.DROP) or ["temperature"]
         if self.max_tokens is None and self.max_completion_tokens is None:
             body["max_tokens"] = MAX_TOKENS
         return body

@@ -34,7 +34,8 @@ def _run(connection: Connection) -> None:
         context.run_migrations()
         if sqlite:
             astray = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-            assert not astray, f"rows that refer to none: {astray}"
+            if astray:
+                raise RuntimeError(f"rows that refer to none: {astray}")
 
 
 run()

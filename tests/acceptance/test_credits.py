@@ -102,6 +102,19 @@ def test_an_answer_that_nobody_counted_is_estimated(service: Stack, engine: Any)
     assert books(engine, "uncounted") == (pytest.approx(10 - job["cost"]["credits"]), 0)
 
 
+def test_what_a_filter_kept_back_costs_nothing(service: Stack, engine: Any) -> None:
+    """The prompt was read, and not a word was said; half an answer costs what it used."""
+    http = funded(service, engine, "filtered", 10)
+    for words, used in (("", 0), ("one two", 20)):
+        steps = (Say(words),) if words else ()
+        service.upstream.script("priced", *steps, Usage(100, used), Finish("content_filter"))
+        answer = http.post(PATH, json=REQUEST).json()
+        assert answer["usage"]["completion_tokens"] == used
+        assert (answer["usage"]["cost"] > 0) is (used > 0)
+
+    assert books(engine, "filtered") == (pytest.approx(10 - answer["usage"]["cost"]), 0)
+
+
 def test_a_failure_costs_nothing(service: Stack, engine: Any) -> None:
     """The upstream's fault is not the caller's bill."""
     http = funded(service, engine, "failed", 10)

@@ -86,6 +86,15 @@ def test_nothing_is_left_out_unasked(said: dict[str, Any]) -> None:
     assert features.unsupported(request, ["seed"]) == []
 
 
+def test_what_was_filled_in_for_the_caller_is_left_out_unasked() -> None:
+    """A default asks for nothing; what the caller wrote does."""
+    request = asked("Hi", temperature=0.7, seed=7, drop_unsupported=["temperature"])
+
+    assert features.used(request) == {"seed": "seed"}
+    assert features.unsupported(request, ["temperature", "seed"]) == ["temperature"]
+    assert features.without(request, ["temperature"]) == asked("Hi", seed=7)
+
+
 def test_what_is_said_or_has_a_form_is_never_left_out() -> None:
     """A picture, a tool, a schema, a number of answers: it would be another request."""
     schema = {"type": "json_schema", "json_schema": {}}

@@ -10,7 +10,8 @@ from api.wire.public import PublicCompletionRequest
 from tests.unit.malformed_chat import OK, SAID, with_
 from tests.unit.well_formed import WELL_FORMED
 
-DEFAULTS = {"temperature": 0.7, "max_tokens": 1024}
+FILLED_IN = {"temperature": 0.7, "drop_unsupported": ["temperature"]}
+DEFAULTS = {**FILLED_IN, "max_tokens": 1024}
 
 
 def upstream_body(body: dict[str, Any]) -> dict[str, Any]:
@@ -24,7 +25,8 @@ def upstream_body(body: dict[str, Any]) -> dict[str, Any]:
         ({}, DEFAULTS),
         ({"temperature": None, "max_tokens": None, "system": None}, DEFAULTS),
         ({"temperature": 0, "max_tokens": 1}, {"temperature": 0, "max_tokens": 1}),
-        ({"max_completion_tokens": 9}, {"temperature": 0.7, "max_completion_tokens": 9}),
+        ({"max_completion_tokens": 9}, {**FILLED_IN, "max_completion_tokens": 9}),
+        ({"drop_unsupported": True}, {**DEFAULTS, "drop_unsupported": True}),
         ({"system": ""}, DEFAULTS),
         (
             {"system": "Hush."},
