@@ -157,6 +157,13 @@ class Job(SQLModel, table=True):
         Index("ix_jobs_account_status", "account_id", "status", "id"),
         Index("ix_jobs_account_model", "account_id", "model", "id"),
         Index("ix_jobs_batch", "batch_id", "id"),
+        Index(
+            "ix_jobs_custom_id",
+            *("batch_id", "custom_id"),
+            unique=True,
+            sqlite_where=text("custom_id IS NOT NULL"),
+            postgresql_where=text("custom_id IS NOT NULL"),
+        ),
         _where("ix_jobs_queued", "lane", "hinted_at", "run_at", "id", condition=_QUEUED),
         _where("ix_jobs_running", "worker_id", condition=_RUNNING),
         _where("ix_jobs_expiring", "expires_at", condition=f"{_QUEUED} AND expires_at IS NOT NULL"),
@@ -192,6 +199,10 @@ class Job(SQLModel, table=True):
     """SHA-256 of the request, if an SDK sent it that may send it again by itself."""
     batch_id: str | None = None
     custom_id: str | None = None
+    line: int | None = None
+    """Its place in its batch, from 1 on."""
+    webhook: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    """Where its end is told, if the request says so: `url`, `events`, `secret`."""
 
     model: str
     """As the caller named it."""
@@ -285,6 +296,154 @@ class JobMetadata(SQLModel, table=True):
     key: str = Field(primary_key=True)
     value: str = Field(sa_type=Text)
     account_id: str
+
+
+class File(SQLModel, table=True):
+    """An uploaded file, or one that is rendered from rows; the bytes are elsewhere."""
+
+    __tablename__ = "files"
+    __table_args__ = (
+        Index("ix_files_account", "account_id", "id"),
+        _where("ix_files_expiring", "expires_at", condition="expires_at IS NOT NULL"),
+    )
+
+    id: str = Field(primary_key=True)
+    """`file-` and 26 letters; grows with time."""
+    account_id: str = Field(foreign_key="accounts.id")
+    filename: str
+    purpose: str
+    bytes: int = Field(default=0, sa_type=BigInteger)
+    lines: int = 0
+    """Requests in it, if it is a batch's input."""
+    status: str = "uploaded"
+    """`uploaded`, `processed` or `error`."""
+    status_details: str | None = None
+    batch_id: str | None = None
+    """The batch whose lines it shows; its bytes are rendered from rows."""
+    created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+    expires_at: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class WebhookEndpoint(SQLModel, table=True):
+    """Where an account wants to hear of its events."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: str = Field(primary_key=True)
+    account_id: str = Field(foreign_key="accounts.id", index=True)
+    url: str
+    events: list[str] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    """Types, as in `batch.completed`; null is all that are not opt-in."""
+    secrets: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
+    """`{"secret": "whsec_…", "until": milliseconds or null}`, the newest first."""
+    description: str = ""
+    failing_since: int | None = Field(default=None, sa_type=BigInteger)
+    disabled_at: int | None = Field(default=None, sa_type=BigInteger)
+    disabled_reason: str | None = None
+    created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+
+
+class Event(SQLModel, table=True):
+    """Something that happened, as it is told: the outbox of webhooks. Only ever added."""
+
+    __tablename__ = "events"
+    __table_args__ = (
+        Index("ix_events_account", "account_id", "id"),
+        Index("ix_events_created", "created_at"),
+    )
+
+    id: str = Field(primary_key=True)
+    """`evt_` and 26 letters; grows with time."""
+    account_id: str = Field(foreign_key="accounts.id")
+    type: str
+    subject: str
+    """The id of the job or batch."""
+    body: bytes = Field(sa_type=LargeBinary)
+    """The JSON that is sent, again and again the same."""
+    created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+
+
+class Delivery(SQLModel, table=True):
+    """One event on its way to one URL."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        Index("ix_deliveries_endpoint", "endpoint_id", "id"),
+        Index("ix_deliveries_event", "event_id"),
+        _where("ix_deliveries_due", "next_at", condition="status = 'pending'"),
+    )
+
+    id: str = Field(primary_key=True)
+    event_id: str = Field(foreign_key="events.id", ondelete="CASCADE")
+    account_id: str = Field(foreign_key="accounts.id")
+    endpoint_id: str | None = None
+    """None: the request named the URL itself."""
+    url: str
+    secret: str | None = None
+    """What a request's own webhook is signed with."""
+    status: str = "pending"
+    """`pending`, `delivered` or `failed`."""
+    attempt: int = 0
+    """How often it was sent; the fence of whoever sends it."""
+    next_at: int | None = Field(default=None, sa_type=BigInteger)
+    """When it is sent next, if it is pending."""
+    created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+    ended_at: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class DeliveryAttempt(SQLModel, table=True):
+    """One sending of a delivery, and what came back."""
+
+    __tablename__ = "delivery_attempts"
+
+    delivery_id: str = Field(primary_key=True, foreign_key="deliveries.id", ondelete="CASCADE")
+    number: int = Field(primary_key=True)
+    started_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+    milliseconds: int | None = None
+    status: int | None = None
+    """The HTTP status; None: there was no answer."""
+    error: str | None = None
+
+
+class Batch(SQLModel, table=True):
+    """Many requests that belong together. Its counts are those of its lines, which are jobs."""
+
+    __tablename__ = "batches"
+    __table_args__ = (
+        Index("ix_batches_account", "account_id", "id"),
+        _where("ix_batches_open", "id", condition="ended_at IS NULL"),
+    )
+
+    id: str = Field(primary_key=True)
+    """`batch_` and 26 letters; grows with time."""
+    account_id: str = Field(foreign_key="accounts.id")
+    key_id: str | None = None
+    request_id: str
+    endpoint: str
+    status: str = "validating"
+    input_file_id: str | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    completion_window: str = "24h"
+    priority: int = 0
+    concurrency: int | None = None
+    """Lines that may run at once; null is as many as there is room for."""
+    total: int = 0
+    """Lines, once all are there."""
+    read_lines: int = 0
+    """Lines of the input that have become jobs: where to go on after a crash."""
+    errors: list[dict[str, Any]] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    webhook: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    batch_metadata: dict[str, str] | None = Field(
+        default=None, sa_type=JSON(none_as_null=True), sa_column_kwargs={"name": "metadata"}
+    )
+    created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+    in_progress_at: int | None = Field(default=None, sa_type=BigInteger)
+    paused_at: int | None = Field(default=None, sa_type=BigInteger)
+    cancelling_at: int | None = Field(default=None, sa_type=BigInteger)
+    finalizing_at: int | None = Field(default=None, sa_type=BigInteger)
+    expires_at: int = Field(default=0, sa_type=BigInteger)
+    ended_at: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class IdempotencyKey(SQLModel, table=True):

@@ -46,7 +46,15 @@ def test_its_indexes_hold_the_rows_they_say(sessions: Sessions) -> None:
         made = {name: " ".join(sql.split()) for name, sql in found}
     written = {
         str(index.name): " ".join(str(CreateIndex(index).compile(sessions.engine)).split())
-        for table in (tables.Job, tables.Worker, tables.JobMetadata, tables.ApiKey)
+        for table in (
+            tables.Job,
+            tables.Worker,
+            tables.JobMetadata,
+            tables.ApiKey,
+            tables.File,
+            tables.Delivery,
+            tables.Batch,
+        )
         for index in SQLModel.metadata.tables[str(table.__tablename__)].indexes
     }
 
