@@ -13,7 +13,7 @@ RUN pip install --no-deps --no-build-isolation --no-index .
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --no-create-home sluice \
-    && install --directory --owner sluice /var/lib/sluice
+    && install --directory --owner sluice /var/lib/sluice /var/lib/sluice/files
 COPY --from=build /opt/sluice /opt/sluice
 ENV PATH=/opt/sluice/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     SLUICE_HOME=/var/lib/sluice

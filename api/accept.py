@@ -14,6 +14,7 @@ from api.front import Front
 from api.throttle import Admission
 from api.wire.chat import ChatCompletionRequest
 from api.wire.jobs import JobSubmit
+from api.wire.webhooks import check_receiver
 from shared import clock, features, idempotency, prices
 from shared.db import DatabaseUnavailable
 from shared.errors import (
@@ -47,10 +48,13 @@ def submission(
 ) -> Submission:
     """What becomes a job.
 
-    Raises `ModelNotFound` or `ModelNotAllowed`, or `InvalidRequest` for what the model cannot take.
+    Raises `ModelNotFound` or `ModelNotAllowed`, or `InvalidRequest` for what the model cannot take
+    and for a webhook that is not public.
     """
     model = front.catalog.find(request.model)
     caller.check_model(model)
+    if request.webhook is not None:
+        check_receiver(request.webhook.url, front.settings.allowed, param="webhook.url")
     body = request.upstream_body(raw)
     least = prices.least_prompt_tokens(body, room=model.context_window)
     chain = front.catalog.chain(request.model, features.used(body), tokens=least)
@@ -75,6 +79,7 @@ def submission(
         expires_at=clock.milliseconds(planned.expires_at if planned else None),
         max_attempts=(planned and planned.max_attempts) or front.settings.max_attempts,
         metadata=request.metadata or None,
+        webhook=request.webhook.model_dump(exclude_none=True) if request.webhook else None,
         hinted=front.window.admits(lane),
         hold=prices.most(body, chain, prompt=prompt),
         prompt_tokens=prompt,

@@ -15,11 +15,14 @@ from api.routes import (
     chat,
     completions,
     credits,
+    events,
+    files,
     health,
     jobs,
     models,
     public,
     queue,
+    webhooks,
 )
 from api.settings import ApiSettings
 from api.wire.openapi import REFUSALS
@@ -29,6 +32,8 @@ A durable queue for LLM completions. Every accepted request is a **job**: hold o
 stream it, or come back for it later, from any connection. OpenAI's SDKs work unchanged.
 """
 ADMIN = (admin_accounts, admin_keys, admin_credits, admin_audit)
+OURS = (queue, models, credits, webhooks, events)
+RESOURCES = (chat, public, completions, jobs, files, *OURS, *ADMIN, health)
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
@@ -49,8 +54,13 @@ def create_app(settings: ApiSettings) -> FastAPI:
         responses=REFUSALS,
         redirect_slashes=False,  # a redirect would name the host as we see it
     )
-    for resource in (chat, public, completions, jobs, queue, models, credits, *ADMIN, health):
+    for resource in RESOURCES:
         app.include_router(resource.router)
     errors.install(app)
-    app.add_middleware(Requests, metrics=metrics, body_limit=settings.body_limit)
+    app.add_middleware(
+        Requests,
+        metrics=metrics,
+        body_limit=settings.body_limit,
+        body_limits={files.PATH: settings.file_limit + files.FORM},
+    )
     return app

@@ -22,6 +22,7 @@ from api.window import Window
 from shared import catalog, connections, db, leases, queue, reload, streams
 from shared.catalog import Catalog
 from shared.queue import Hints
+from shared.storage import Storage
 from shared.tables import Job
 
 log = structlog.get_logger()
@@ -47,6 +48,7 @@ class Front:
         self.redis = redis
         self.catalog = catalog
         self.metrics = metrics
+        self.storage = Storage(settings.file_store)
         self.tokens = Tokens(settings)
         self.hub = Hub(redis)
         self.attendance = Attendance(tx, settings.disconnect_grace)

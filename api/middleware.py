@@ -1,6 +1,7 @@
 """Around every request: its id, its line in the log, its metrics, and the limit of its body."""
 
 import time
+from collections.abc import Mapping
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -72,10 +73,19 @@ class Metrics:
 class Requests:
     """Pure ASGI: Starlette's own base for middleware would buffer and slow the streams."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, body_limit: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        body_limit: int,
+        body_limits: Mapping[str, int] | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._body_limit = body_limit
+        self._body_limits = body_limits or {}
+        """Those of paths that have their own."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -97,8 +107,9 @@ class Requests:
                 self._metrics.seconds.labels(_route(scope)).observe(time.perf_counter() - began)
             await send(message)
 
+        limit = self._body_limits.get(scope["path"], self._body_limit)
         try:
-            await self._app(scope, _plain(scope, _bounded(receive, self._body_limit)), with_id)
+            await self._app(scope, _plain(scope, _bounded(receive, limit)), with_id)
         except ClientDisconnect:
             status = LEFT
         except Exception:

@@ -68,7 +68,7 @@ def parse_json(
     if not isinstance(data, dict) and not (arrays and isinstance(data, list)):
         raise InvalidRequest(f"The request body must be {expected}, not {_quoted(data)}.")
     # Prompts are full of brackets, so their count can only clear a body, never condemn it.
-    if body.count(b"{") + body.count(b"[") > depth_limit and _deeper(data, depth_limit):
+    if body.count(b"{") + body.count(b"[") > depth_limit and deeper(data, depth_limit):
         raise InvalidRequest(f"The request body is nested more than {depth_limit} levels deep.")
     return data
 
@@ -120,7 +120,8 @@ def _says_json(content_type: str | None) -> bool:
     )
 
 
-def _deeper(data: Any, limit: int) -> bool:
+def deeper(data: Any, limit: int) -> bool:
+    """Whether arrays and objects are nested more than so many levels deep."""
     level = [data]
     for _ in range(limit):
         level = [

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
+from shared.addresses import Allowed
 from shared.settings import Duration, StoreSettings
 
 SHORTEST_SECRET: Final = 32
@@ -22,6 +23,8 @@ class ApiSettings(StoreSettings):
     """Serve `/metrics`."""
     body_limit: int = 8 * 1024 * 1024
     """Bytes a request body may have."""
+    file_limit: int = 200 * 1024 * 1024
+    """Bytes an uploaded file may have."""
     hold_limit: Duration = timedelta(seconds=590)
     """The longest a plain request is held open; below the SDKs' own 600 s."""
     heartbeat: Duration = timedelta(seconds=10)
@@ -38,6 +41,8 @@ class ApiSettings(StoreSettings):
     """Hints a lane's queue may hold; what is beyond waits in the database."""
     queue_limit: int = Field(default=1_000_000, ge=0)
     """Jobs that may wait; past that we accept no more. 0: any number."""
+    webhook_allow: str = ""
+    """Hosts and networks that webhooks may reach though they are private, or speak plain http."""
     jwt_secret: SecretStr | None = None
     """Accepts tokens signed with HS256 and this secret, of 32 bytes or more."""
     jwt_jwks_url: str | None = None
@@ -48,6 +53,17 @@ class ApiSettings(StoreSettings):
     """The `iss` a token must have."""
     jwt_audience: str | None = Field(default=None, validate_default=True)
     """The `aud` a token must have, beside others perhaps."""
+
+    @property
+    def allowed(self) -> Allowed:
+        """Where webhooks may go besides public addresses."""
+        return Allowed.parse(self.webhook_allow)
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _names_hosts(cls, text: str) -> str:
+        Allowed.parse(text)
+        return text
 
     @field_validator("jwt_secret")
     @classmethod

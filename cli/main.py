@@ -21,6 +21,7 @@ from cli import (
     models,
     processes,
     up,
+    webhooks,
 )
 from cli.failure import Failure
 
@@ -72,6 +73,20 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "valkey": processes.valkey,
     },
 }
+RECEIVERS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "webhooks": (
+        "Register receivers of events, and see what became of each delivery.",
+        {
+            "create": webhooks.create,
+            "list": webhooks.list_all,
+            "rotate": webhooks.rotate,
+            "delete": webhooks.delete,
+            "test": webhooks.try_out,
+            "deliveries": webhooks.deliveries,
+            "redeliver": webhooks.redeliver,
+        },
+    ),
+}
 ADMINISTRATION: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "accounts": (
         "Make, list, limit and disable accounts.",
@@ -102,11 +117,12 @@ ADMINISTRATION: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
 for panel, commands in GROUPS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=panel, epilog=EXIT_CODES)(command)
-for group, (purpose, commands) in ADMINISTRATION.items():
-    below = typer.Typer(no_args_is_help=True, help=purpose)
-    for name, command in commands.items():
-        below.command(name, epilog=EXIT_CODES)(command)
-    app.add_typer(below, name=group, rich_help_panel="Administration")
+for panel, groups in {"As a client": RECEIVERS, "Administration": ADMINISTRATION}.items():
+    for group, (purpose, commands) in groups.items():
+        below = typer.Typer(no_args_is_help=True, help=purpose)
+        for name, command in commands.items():
+            below.command(name, epilog=EXIT_CODES)(command)
+        app.add_typer(below, name=group, rich_help_panel=panel)
 app.command("audit-log", rich_help_panel="Administration", epilog=EXIT_CODES)(audit_log.audit_log)
 model_commands.callback(invoke_without_command=True, epilog=EXIT_CODES)(models.models)
 model_commands.command("check", epilog=EXIT_CODES)(models.check)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, or_, update
+from sqlalchemy import ColumnElement, delete, false, func, or_, update
 from sqlmodel import Session, col, select
 
-from shared import clock, ids, ledger
+from shared import clock, events, ids, ledger
 from shared.clock import database_now, due_at
 from shared.errors import ContentExpired, Fault, IllegalTransition, InvalidRequest, NotFound
 from shared.lifecycle import TERMINAL, JobStatus, Lane, sources
@@ -62,6 +62,8 @@ class Submission:
     """Fields that the model it asks for lacks, and does not get; see `shared.features`."""
     fingerprint: bytes | None = None
     """Of the request, if it may come again by itself; see `shared.idempotency`."""
+    webhook: dict[str, Any] | None = None
+    """Where its end is told, besides the account's endpoints."""
     job_id: str = field(default_factory=ids.new_id)
 
 
@@ -111,6 +113,7 @@ def _row(new: Submission, now: int) -> Job:
         held=new.hold or None,
         prices=new.prices if new.hold else None,
         job_metadata=new.metadata,
+        webhook=new.webhook,
     )
 
 
@@ -196,18 +199,21 @@ def move(
     if to in TERMINAL:
         columns.setdefault("completed_at", database_now())
         columns["status_reason"] = None
-    moved: Job | None = session.execute(
+    done = session.execute(
         update(Job)
         .where(*conditions)
         .values(status=to.value, **columns)
-        .returning(Job)
+        .returning(Job, events.wanted() if to in TERMINAL else false())
         .execution_options(synchronize_session=False, populate_existing=True)
-    ).scalar_one_or_none()
-    if moved is None:
+    ).one_or_none()
+    if done is None:
         raise IllegalTransition(f"Job {job_id!r} can no longer become {to.value!r}.")
+    moved: Job = done[0]
     if to in TERMINAL and moved.held is not None:
         moved.cost = ledger.settle(session, moved, _cost(moved, bill))
         session.flush()
+    if to in TERMINAL and (moved.webhook is not None or done[1]):
+        events.job_ended(session, moved)
     return moved
 
 

@@ -12,12 +12,12 @@ from redis.exceptions import RedisError
 from sqlalchemy import delete, exists, tuple_, update
 from sqlmodel import Session, col, select
 
-from shared import clock, idempotency, streams
+from shared import clock, events, idempotency, streams
 from shared.clock import database_now
 from shared.db import Transactions
 from shared.errors import Unavailable
 from shared.lifecycle import JobStatus
-from shared.tables import IdempotencyKey, Job, JobContent, JobMetadata, Worker
+from shared.tables import Event, IdempotencyKey, Job, JobContent, JobMetadata, Worker
 
 log = structlog.get_logger()
 
@@ -44,6 +44,7 @@ async def enforce(
             await _repeat(tx, redis, anonymise, contents_for)
         await _repeat(tx, redis, forget_keys, timedelta(milliseconds=idempotency.KEPT_FOR))
         await _repeat(tx, redis, forget_workers, jobs_for)
+        await _repeat(tx, redis, forget_events, events.KEPT_FOR)
     except Unavailable as error:
         log.warning("retention_waits_for_database", error=error.message)
 
@@ -133,6 +134,20 @@ def forget_keys(session: Session, older_than_ms: int, limit: int) -> Sequence[ob
     keys = session.exec(due).all()
     session.execute(delete(IdempotencyKey).where(tuple_(*key).in_(keys)))
     return keys
+
+
+def forget_events(session: Session, older_than_ms: int, limit: int) -> Sequence[object]:
+    """Delete the oldest events that are older than that, with their deliveries; returns ids."""
+    due = (
+        select(col(Event.id))
+        .where(col(Event.created_at) < database_now() - older_than_ms)
+        .order_by(col(Event.created_at))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    event_ids = session.exec(due).all()
+    session.execute(delete(Event).where(col(Event.id).in_(event_ids)))
+    return event_ids
 
 
 def forget_workers(session: Session, older_than_ms: int, limit: int) -> Sequence[object]:

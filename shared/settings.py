@@ -33,6 +33,8 @@ class StoreSettings(BaseSettings):
     """Redis or Valkey: broker, delta log and bell. `rediss://` for TLS; `sentinel://` works too."""
     catalog: Path = PACKAGED_CATALOG
     """The models on offer, a TOML file."""
+    files: str | None = None
+    """A folder, or a bucket by URL (`s3://`, `gs://`, `az://`); a folder in `home` unless set."""
     log_format: Literal["console", "json"] = "json"
     log_level: str = "INFO"
 
@@ -42,6 +44,19 @@ class StoreSettings(BaseSettings):
         if not path.is_file():
             raise ValueError(f"no such file: {path}")
         return path
+
+    @field_validator("files")
+    @classmethod
+    def _files_can_be_kept(cls, place: str | None) -> str | None:
+        scheme, url, _ = (place or "").partition("://")
+        if url and scheme not in ("s3", "gs", "az"):
+            raise ValueError("should be a folder, or begin with s3://, gs:// or az://")
+        return place or None
+
+    @property
+    def file_store(self) -> str:
+        """Where the bytes of files are, for `shared.storage`."""
+        return self.files or str((self.home / "files").absolute())
 
     @property
     def database(self) -> str:

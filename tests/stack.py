@@ -39,6 +39,8 @@ POLLED_EVERY = 0.01, 0.1
 """Seconds from one look to the next: at first, and when it takes long."""
 STARTS_WITHIN = 30.0
 SHORT = {"SLUICE_DRAIN": "3", "SLUICE_HINT_TTL": "3", "SLUICE_SHUTDOWN_GRACE": "1"}
+WEBHOOKS = {"SLUICE_WEBHOOK_ALLOW": "127.0.0.1", "SLUICE_WEBHOOK_SCHEDULE": "0.2,0.2,0.2"}
+"""Receivers of tests are on loopback, and impatient."""
 """Settings with which a test ends soon."""
 QUICK_LEASES = {
     "SLUICE_LEASE_TTL": "6",
@@ -144,6 +146,7 @@ class Stack:
         self._clients: list[Any] = []
         self.environment = {
             **SHORT,
+            **WEBHOOKS,
             "SLUICE_HOME": str(home),
             "SLUICE_DATABASE_URL": database_url,
             "SLUICE_REDIS_URL": redis_url,

@@ -10,7 +10,7 @@ from celery import Celery
 from celery.apps.beat import Beat
 from celery.exceptions import SecurityWarning
 
-from shared import ids, queue, retention
+from shared import file_retention, ids, queue, retention
 from shared import log as logs
 from workers import attempts, bench
 from workers.pool import run_worker
@@ -56,6 +56,7 @@ def create_worker(settings: WorkerSettings) -> Celery:
             jobs_for=settings.retention,
             contents_for=settings.content_retention,
         )
+        await file_retention.enforce(at.tx, at.storage)
 
     app.lifespan = lifespan
     app.drain = drain

@@ -270,6 +270,8 @@ async def _settle(bench: Bench, running: Running, outcome: Outcome) -> Job | Non
 
 async def _tell(bench: Bench, running: Running, job: Job | None) -> None:
     """After the commit: end the log and put the limits right, or leave it to the next attempt."""
+    if job is not None and job.status in TERMINAL:
+        bench.deliveries.wake()
     if job is None or job.status not in TERMINAL:
         if running.log is not None:
             running.log.drop()

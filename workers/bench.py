@@ -11,8 +11,10 @@ from redis.asyncio import Redis
 
 from shared import catalog, connections, db, queue, reload
 from shared.catalog import Catalog
+from shared.storage import Storage
 from workers import upstreams
 from workers.control import Control
+from workers.deliveries import Deliveries
 from workers.hands import Hands
 from workers.heartbeat import Heartbeat
 from workers.publisher import Publisher
@@ -43,12 +45,14 @@ class Bench:
         self.tx = tx
         self.redis = redis
         self.catalog = catalog
+        self.storage = Storage(settings.file_store)
         self.upstreams = open_upstreams(catalog)
         self._open_upstreams = open_upstreams
         self.publisher = Publisher(redis, bound=settings.publish_buffer)
         self.breakers = Breakers(redis)
         self.hands = Hands()
         self.remainders = Remainders(tx, within=settings.attempt_timeout)
+        self.deliveries = Deliveries(settings, tx)
         self.draining = False
         self.heartbeat = Heartbeat(settings, tx, redis, models=self._served(), hands=self.hands)
 
@@ -92,11 +96,13 @@ async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
         bench.publisher.start()
         await bench.heartbeat.start()
         control.start()
+        bench.deliveries.start()
         try:
             yield bench
         finally:
             bench.draining = True
             await bench.heartbeat.stop()
+            await bench.deliveries.stop()
             await control.stop()
             await bench.remainders.stop()
             await bench.publisher.stop()

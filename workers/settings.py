@@ -7,7 +7,11 @@ from datetime import timedelta
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from shared.addresses import Allowed
 from shared.settings import Duration, StoreSettings
+
+MOST_SECONDS = 30 * 24 * 3600
+"""Between two tries of a delivery."""
 
 
 class WorkerSettings(StoreSettings):
@@ -36,6 +40,37 @@ class WorkerSettings(StoreSettings):
     """How long finished jobs are kept."""
     content_retention: Duration | None = None
     """How long what was asked and said is kept; unset: as long as the job."""
+    webhook_allow: str = ""
+    """Hosts and networks that webhooks may reach though they are private, or speak plain http."""
+    webhook_schedule: str = "5,300,1800,7200,18000,36000,50400,72000,86400"
+    """Seconds between two tries of a delivery; after the last of them it has failed."""
+
+    @property
+    def allowed(self) -> Allowed:
+        """Where webhooks may go besides public addresses."""
+        return Allowed.parse(self.webhook_allow)
+
+    @property
+    def schedule(self) -> list[float]:
+        """Seconds between two tries of a delivery."""
+        return [float(word) for word in self.webhook_schedule.split(",")]
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _names_hosts(cls, text: str) -> str:
+        Allowed.parse(text)
+        return text
+
+    @field_validator("webhook_schedule")
+    @classmethod
+    def _is_a_list_of_seconds(cls, text: str) -> str:
+        try:
+            good = all(0 <= float(word) <= MOST_SECONDS for word in text.split(","))
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError("should be seconds with commas between, as in '5,300'")
+        return text
 
     @field_validator("lease_margin")
     @classmethod

@@ -30,6 +30,7 @@ from api.wire.chat_tools import (
     Tools,
 )
 from api.wire.shapes import Closed, Metadata, ModelName, Strict, without_nul
+from api.wire.webhooks import Webhook
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -40,7 +41,7 @@ class ChatCompletionRequest(Strict):
     """The body of `POST /v1/chat/completions`."""
 
     OURS: ClassVar[frozenset[str]] = frozenset(
-        {"background", "on_disconnect", "metadata", "store", "stream"}
+        {"background", "on_disconnect", "metadata", "store", "stream", "webhook"}
     )
     """Fields that end here: how to wait, and what stored completions are (we keep those)."""
 
@@ -95,6 +96,8 @@ class ChatCompletionRequest(Strict):
     """What becomes of the job when its last reader leaves; None is the default of the form."""
     drop_unsupported: bool | None = None
     """Leave out what only steers the answer where a model lacks it, instead of refusing."""
+    webhook: Webhook | None = None
+    """Who is told of its end."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ChatCompletionRequest":

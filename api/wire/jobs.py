@@ -1,49 +1,18 @@
-"""The native view's requests: completions with a time, a lane and a webhook, up to a thousand."""
+"""The native view's requests: completions with a time and a lane, up to a thousand."""
 
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from api.parse import validate, wrong
 from api.wire.chat import ChatCompletionRequest
-from api.wire.shapes import Closed, UnixSeconds
+from api.wire.shapes import UnixSeconds
 from shared import clock
 from shared.errors import InvalidRequest
 
 MOST_JOBS = 1_000
 FURTHEST = 30 * 24 * 3600
 """Seconds ahead a job may be planned."""
-
-
-def _web_address(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        told = bool(parts.hostname) and parts.username is None and parts.port != 0
-        told = told and url.isascii() and url.isprintable() and " " not in url
-    except ValueError:  # a bracket or a port that is none
-        told = False
-    if not told or parts.scheme not in ("http", "https"):
-        raise PydanticCustomError("url", "should be an http or https URL without credentials")
-    return url
-
-
-WebAddress = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_web_address)]
-Event = Literal[
-    "chat.completion.completed",
-    "chat.completion.failed",
-    "chat.completion.cancelled",
-    "chat.completion.expired",
-]
-
-
-class Webhook(Closed):
-    """Where to tell of the job's end. Whether the address is a public one is asked at delivery."""
-
-    url: WebAddress
-    events: Annotated[list[Event], Field(min_length=1, max_length=4, fail_fast=True)] | None = None
-    """Which ends to tell of; None means every one."""
 
 
 class JobSubmit(ChatCompletionRequest):
@@ -53,7 +22,6 @@ class JobSubmit(ChatCompletionRequest):
         "run_at",
         "expires_at",
         "lane",
-        "webhook",
         "max_attempts",
     }
 
@@ -62,7 +30,6 @@ class JobSubmit(ChatCompletionRequest):
     expires_at: UnixSeconds | None = None
     """Unix seconds by which it must have started."""
     lane: Literal["interactive", "batch"] | None = None
-    webhook: Webhook | None = None
     max_attempts: Annotated[int, Field(ge=1, le=10)] | None = None
 
     @model_validator(mode="after")

@@ -64,6 +64,18 @@ const FORMS = {
     for await (const model of client.models.list()) seen.names.push(model.id);
     seen.model = await client.models.retrieve(asked.name);
   },
+  async files(client, asked, seen) {
+    const made = [];
+    for (const name of asked.names) {
+      const file = new File([asked.content], name);
+      made.push(await client.files.create({ file, purpose: "batch" }));
+    }
+    seen.file = await client.files.waitForProcessing(made[0].id);
+    seen.names = [];
+    for await (const file of client.files.list({ limit: 1 })) seen.names.push(file.filename);
+    seen.content = await (await client.files.content(made[0].id)).text();
+    seen.deleted = await client.files.delete(made[0].id);
+  },
   async tools(client, asked, seen) {
     const tool = {
       name: "weather",

@@ -98,6 +98,18 @@ def models(client: OpenAI, asked: Asked, seen: Asked) -> None:
     seen["model"] = _shown(client.models.retrieve(asked["name"]))
 
 
+def files(client: OpenAI, asked: Asked, seen: Asked) -> None:
+    """Upload files, wait for the first, list all page by page, read it and delete it."""
+    made = [
+        client.files.create(file=(name, asked["content"].encode()), purpose="batch")
+        for name in asked["names"]
+    ]
+    seen["file"] = _shown(client.files.wait_for_processing(made[0].id))
+    seen["names"] = [file.filename for file in client.files.list(extra_query={"limit": 1})]
+    seen["content"] = client.files.content(made[0].id).read().decode()
+    seen["deleted"] = _shown(client.files.delete(made[0].id))
+
+
 FORMS: dict[str, Callable[[OpenAI, Asked, Asked], None]] = {
     "create": create,
     "stream": stream,
@@ -110,6 +122,7 @@ FORMS: dict[str, Callable[[OpenAI, Asked, Asked], None]] = {
     "delete": delete,
     "messages": messages,
     "models": models,
+    "files": files,
 }
 
 
