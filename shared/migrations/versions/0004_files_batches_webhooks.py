@@ -22,11 +22,15 @@ def upgrade() -> None:
         sa.Column("input_file_id", sa.String(), nullable=True),
         sa.Column("output_file_id", sa.String(), nullable=True),
         sa.Column("error_file_id", sa.String(), nullable=True),
+        sa.Column("fingerprint", sa.LargeBinary(), nullable=True),
         sa.Column("completion_window", sa.String(), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("concurrency", sa.Integer(), nullable=True),
         sa.Column("total", sa.Integer(), nullable=False),
         sa.Column("read_lines", sa.Integer(), nullable=False),
+        sa.Column("results", sa.Integer(), nullable=False),
+        sa.Column("usage", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("cost", sa.BigInteger(), nullable=False),
         sa.Column("errors", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("webhook", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("metadata", sa.JSON(none_as_null=True), nullable=True),
@@ -34,8 +38,11 @@ def upgrade() -> None:
         sa.Column("in_progress_at", sa.BigInteger(), nullable=True),
         sa.Column("paused_at", sa.BigInteger(), nullable=True),
         sa.Column("cancelling_at", sa.BigInteger(), nullable=True),
+        sa.Column("stop_at", sa.BigInteger(), nullable=True),
+        sa.Column("retry_at", sa.BigInteger(), nullable=True),
         sa.Column("finalizing_at", sa.BigInteger(), nullable=True),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.Column("output_expires_after", sa.Integer(), nullable=True),
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(
             ["account_id"],
@@ -71,6 +78,7 @@ def upgrade() -> None:
         sa.Column("purpose", sa.String(), nullable=False),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("lines", sa.Integer(), nullable=False),
+        sa.Column("models", sa.JSON(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("status_details", sa.String(), nullable=True),
         sa.Column("batch_id", sa.String(), nullable=True),
@@ -141,6 +149,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("delivery_id", "number"),
     )
     op.add_column("jobs", sa.Column("line", sa.Integer(), nullable=True))
+    op.add_column("jobs", sa.Column("result_number", sa.Integer(), nullable=True))
+    op.add_column("jobs", sa.Column("hold_due", sa.BigInteger(), nullable=True))
     op.add_column("jobs", sa.Column("webhook", sa.JSON(none_as_null=True), nullable=True))
     _index(
         "ix_jobs_custom_id",
@@ -148,6 +158,20 @@ def upgrade() -> None:
         ["batch_id", "custom_id"],
         unique=True,
         condition="custom_id IS NOT NULL",
+    )
+    _index("ix_jobs_line", "jobs", ["batch_id", "status", "id"], condition="line IS NOT NULL")
+    _index(
+        "ix_jobs_result",
+        "jobs",
+        ["batch_id", "result_number"],
+        unique=True,
+        condition="result_number IS NOT NULL",
+    )
+    _index(
+        "ix_jobs_unhinted",
+        "jobs",
+        ["lane", "account_id", "batch_id", "id"],
+        condition="status = 'queued' AND hinted_at IS NULL",
     )
 
 
@@ -167,7 +191,10 @@ def _index(
 
 def downgrade() -> None:
     """Undo."""
-    op.drop_index("ix_jobs_custom_id", "jobs")
+    for index in ("custom_id", "line", "result", "unhinted"):
+        op.drop_index(f"ix_jobs_{index}", "jobs")
+    op.drop_column("jobs", "hold_due")
+    op.drop_column("jobs", "result_number")
     op.drop_column("jobs", "webhook")
     op.drop_column("jobs", "line")
     for table in (
