@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 import orjson
-from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session
 
 from api import affording
+from api.commit import commit
 from api.deps import Caller
 from api.front import Front
 from api.throttle import Admission
@@ -16,9 +16,7 @@ from api.wire.chat import ChatCompletionRequest
 from api.wire.jobs import JobSubmit
 from api.wire.webhooks import check_receiver
 from shared import clock, features, idempotency, prices
-from shared.db import DatabaseUnavailable
 from shared.errors import (
-    IdempotencyInFlight,
     InsufficientCredits,
     KeyLimitReached,
     QueueFull,
@@ -31,9 +29,7 @@ from shared.prices import Prices
 from shared.tables import Job
 
 LOOK_EVERY: Final = 0.1
-"""Seconds between two looks, at an earlier connection or at a commit."""
-DOUBT_WITHIN: Final = 10.0
-"""Seconds in which to learn what became of a commit, our own or that of the same request."""
+"""Seconds between two looks at an earlier connection."""
 
 
 def submission(
@@ -80,7 +76,7 @@ def submission(
         max_attempts=(planned and planned.max_attempts) or front.settings.max_attempts,
         metadata=request.metadata or None,
         webhook=request.webhook.model_dump(exclude_none=True) if request.webhook else None,
-        hinted=front.window.admits(lane),
+        hinted=front.window.admits(lane) and not caller.takes_turns(model),
         hold=prices.most(body, chain, prompt=prompt),
         prompt_tokens=prompt,
         output_tokens=prices.output_cap(body, model),
@@ -174,27 +170,10 @@ async def _pay(
 async def _commit(
     front: Front, submissions: Sequence[Submission], sent: Sent | None
 ) -> tuple[list[Job], bool]:
-    """Submit; in doubt about a commit, find out whether it took place."""
-    payer = submissions[0].account_id
-    try:
-        return await front.tx.by(payer, idempotency.submit, submissions, sent)
-    except DatabaseUnavailable as error:
-        if not error.maybe_committed:
-            raise
-        doubt: Exception = error
-    except IdempotencyInFlight as error:
-        doubt = error
-    try:
-        async with asyncio.timeout(DOUBT_WITHIN):
-            while True:
-                await asyncio.sleep(LOOK_EVERY)
-                # A collision means that the doubtful commit took place while we tried again.
-                with suppress(DatabaseUnavailable, IdempotencyInFlight, IntegrityError):
-                    return await front.tx.by(
-                        payer, idempotency.submit, submissions, sent, again=True
-                    )
-    except TimeoutError:
-        raise doubt from None
+    def submit(session: Session, again: bool) -> tuple[list[Job], bool]:
+        return idempotency.submit(session, submissions, sent, again=again)
+
+    return await commit(front, submissions[0].account_id, submit)
 
 
 def _hint(front: Front, submissions: Sequence[Submission]) -> None:

@@ -12,6 +12,8 @@ from api.routes import (
     admin_audit,
     admin_credits,
     admin_keys,
+    batch_results,
+    batches,
     chat,
     completions,
     credits,
@@ -25,6 +27,7 @@ from api.routes import (
     webhooks,
 )
 from api.settings import ApiSettings
+from api.wire.headers import is_ndjson
 from api.wire.openapi import REFUSALS
 
 DESCRIPTION = """
@@ -33,7 +36,8 @@ stream it, or come back for it later, from any connection. OpenAI's SDKs work un
 """
 ADMIN = (admin_accounts, admin_keys, admin_credits, admin_audit)
 OURS = (queue, models, credits, webhooks, events)
-RESOURCES = (chat, public, completions, jobs, files, *OURS, *ADMIN, health)
+BULK = (files, batches, batch_results)
+RESOURCES = (chat, public, completions, jobs, *BULK, *OURS, *ADMIN, health)
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
@@ -57,10 +61,12 @@ def create_app(settings: ApiSettings) -> FastAPI:
     for resource in RESOURCES:
         app.include_router(resource.router)
     errors.install(app)
-    app.add_middleware(
-        Requests,
-        metrics=metrics,
-        body_limit=settings.body_limit,
-        body_limits={files.PATH: settings.file_limit + files.FORM},
-    )
+
+    def limit_of(path: str, content_type: str) -> int:
+        """Bytes a body may have: inputs of batches are streamed, others are read as a whole."""
+        if path == batches.PATH and is_ndjson(content_type):
+            return settings.file_limit
+        return settings.file_limit + files.FORM if path == files.PATH else settings.body_limit
+
+    app.add_middleware(Requests, metrics=metrics, limit_of=limit_of)
     return app

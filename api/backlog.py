@@ -10,6 +10,7 @@ from shared import background, lanes
 from shared.db import Transactions
 from shared.errors import QueueFull
 from shared.jobs import Submission
+from shared.lifecycle import Lane
 
 LOOK_EVERY: Final = 1.0
 """Seconds."""
@@ -45,6 +46,10 @@ class Backlog:
     def came(self, accepted: Sequence[Submission]) -> None:
         """These wait too."""
         self.depths.update(new.lane.value for new in accepted)
+
+    def lines_came(self, lines: int) -> None:
+        """So many lines of a batch will be jobs soon."""
+        self.depths[Lane.BATCH] += lines
 
     async def _look(self) -> None:
         # While the database is away, what we knew last will do; nothing is accepted meanwhile.

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
@@ -15,8 +15,10 @@ from shared import accounts, keys
 from shared.catalog import Model
 from shared.errors import InvalidApiKey, ModelNotAllowed, PermissionDenied
 from shared.keys import Scope
-from shared.limits import Limits
+from shared.limits import AccountLimits, Limits
 from shared.tables import Account, ApiKey
+
+L = TypeVar("L", bound=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Caller:
     models: tuple[str, ...] | None = None
     """Names, aliases and patterns such as `openrouter/*`; None is every model."""
     key_limits: Limits | None = None
-    account_limits: Limits | None = None
+    account_limits: AccountLimits | None = None
 
     @classmethod
     def by_key(cls, key: ApiKey, account: Account) -> "Caller":
@@ -40,14 +42,19 @@ class Caller:
             key.id,
             frozenset(key.scopes),
             None if key.models is None else tuple(key.models),
-            _limits(key.limits),
-            _limits(account.limits),
+            _limits(Limits, key.limits),
+            _limits(AccountLimits, account.limits),
         )
 
     @classmethod
     def by_token(cls, account: Account, scopes: Collection[str]) -> "Caller":
         """Who bears a token that names the account."""
-        return cls(account.id, None, frozenset(scopes), account_limits=_limits(account.limits))
+        return cls(
+            account.id,
+            None,
+            frozenset(scopes),
+            account_limits=_limits(AccountLimits, account.limits),
+        )
 
     @property
     def actor(self) -> str:
@@ -63,6 +70,11 @@ class Caller:
         if self.account_limits is not None:
             found.append(Bounds("account", self.account_id, self.account_limits))
         return found
+
+    def takes_turns(self, model: Model) -> bool:
+        """Whether a job may not start at once, for only so many of its kind may run."""
+        ours = self.account_limits
+        return model.running is not None or bool(ours and ours.running)
 
     def may_use(self, model: Model) -> bool:
         """Whether this caller may ask for the model; what it falls back to comes with it."""
@@ -86,8 +98,8 @@ class Caller:
             raise PermissionDenied(f"This needs a key with the scope {scope!r}.")
 
 
-def _limits(stored: dict[str, int] | None) -> Limits | None:
-    return None if stored is None else Limits.model_validate(stored)
+def _limits(kind: type[L], stored: dict[str, int] | None) -> L | None:
+    return None if stored is None else kind.model_validate(stored)
 
 
 async def _front(request: Request) -> Front:  # a plain `def` would take a detour through a thread

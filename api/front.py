@@ -15,11 +15,12 @@ from api.backlog import Backlog
 from api.holds import Holds
 from api.hub import Hub
 from api.middleware import Metrics
+from api.progress import Watches
 from api.settings import ApiSettings
 from api.throttle import Throttle
 from api.tokens import Tokens
 from api.window import Window
-from shared import catalog, connections, db, leases, queue, reload, streams
+from shared import catalog, connections, db, hints, queue, reload, streams
 from shared.catalog import Catalog
 from shared.queue import Hints
 from shared.storage import Storage
@@ -51,6 +52,7 @@ class Front:
         self.storage = Storage(settings.file_store)
         self.tokens = Tokens(settings)
         self.hub = Hub(redis)
+        self.watches = Watches(tx)
         self.attendance = Attendance(tx, settings.disconnect_grace)
         self.window = Window(redis, settings.hint_window)
         self.backlog = Backlog(tx, settings.queue_limit)
@@ -73,6 +75,7 @@ class Front:
         """End what is held open, each in its own way; its client goes on elsewhere."""
         self.draining = True
         self.hub.wake()
+        self.watches.wake()
 
     async def forget(self, job: Job) -> None:
         """Delete a deleted job's log."""
@@ -84,7 +87,7 @@ class Front:
 
     def _lost(self, job_ids: list[str]) -> None:
         """From the thread of the hints: these were not sent, the sweep has to."""
-        asyncio.run_coroutine_threadsafe(self.tx(leases.forget_hints, job_ids), self._loop)
+        asyncio.run_coroutine_threadsafe(self.tx(hints.forget, job_ids), self._loop)
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ import orjson
 from api.parse import deeper, validate
 from api.wire.chat import ChatCompletionRequest
 from shared import features, prices
+from shared.batch_lines import BOM
 from shared.catalog import Catalog, Model
 from shared.errors import InvalidRequest, ServiceError
 
@@ -18,8 +19,6 @@ MOST_ERRORS: Final = 100
 LONGEST_ID: Final = 64
 DEEPEST: Final = 65
 """Levels of a line: those of a request's body, and one around it."""
-BOM: Final = b"\xef\xbb\xbf"
-"""What some editors put before the first line."""
 ENDPOINT: Final = "/v1/chat/completions"
 
 
@@ -41,6 +40,8 @@ class Report:
     problems: int = 0
     errors: list[dict[str, Any]] = field(default_factory=list)
     """The first hundred: `code`, `line`, `message`, `param`."""
+    models: set[str] = field(default_factory=set)
+    """What its requests ask for."""
 
     @property
     def summary(self) -> str | None:
@@ -136,6 +137,7 @@ class Lines:
             _require(body, name, "body.")
         try:
             self._check_body(body)
+            self.report.models.add(body["model"])
         except ServiceError as error:
             code = "invalid_request" if type(error) is InvalidRequest else error.code
             param = error.param or "body"
@@ -165,7 +167,7 @@ def body_check(
         model = catalog.find(asked.model)
         check_model(model)
         sent = asked.upstream_body(body)
-        least = prices.least_prompt_tokens(sent, window=model.context_window)
+        least = prices.least_prompt_tokens(sent, room=model.context_window)
         catalog.chain(asked.model, features.used(sent), tokens=least)
 
     return check

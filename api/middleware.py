@@ -1,7 +1,7 @@
 """Around every request: its id, its line in the log, its metrics, and the limit of its body."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -78,14 +78,12 @@ class Requests:
         app: ASGIApp,
         *,
         metrics: Metrics,
-        body_limit: int,
-        body_limits: Mapping[str, int] | None = None,
+        limit_of: Callable[[str, str], int],
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._body_limit = body_limit
-        self._body_limits = body_limits or {}
-        """Those of paths that have their own."""
+        self._limit_of = limit_of
+        """Bytes that a body may have, by path and content type."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -107,7 +105,7 @@ class Requests:
                 self._metrics.seconds.labels(_route(scope)).observe(time.perf_counter() - began)
             await send(message)
 
-        limit = self._body_limits.get(scope["path"], self._body_limit)
+        limit = self._limit_of(scope["path"], _content_type(scope))
         try:
             await self._app(scope, _plain(scope, _bounded(receive, limit)), with_id)
         except ClientDisconnect:
@@ -133,6 +131,11 @@ def _route(scope: Scope) -> str:
     """The route's pattern, so that ids do not become labels."""
     path = getattr(scope.get("route"), "path", None)
     return path if isinstance(path, str) else "other"
+
+
+def _content_type(scope: Scope) -> str:
+    said: bytes = dict(scope["headers"]).get(b"content-type", b"")
+    return said.decode("latin-1")
 
 
 def _plain(scope: Scope, receive: Receive) -> Receive:

@@ -35,8 +35,6 @@ class ApiSettings(StoreSettings):
     """How long a job whose last reader left waits for one to come back before it is cancelled."""
     shutdown_grace: Duration = timedelta(seconds=10)
     """How long open streams may go on after SIGTERM."""
-    max_attempts: int = Field(default=3, ge=1, le=100)
-    """Tries a job gets, unless it says otherwise."""
     hint_window: int = Field(default=5_000, ge=1)
     """Hints a lane's queue may hold; what is beyond waits in the database."""
     queue_limit: int = Field(default=1_000_000, ge=0)

@@ -118,10 +118,12 @@ class EventStream(Response):
         *,
         settings: ApiSettings,
         headers: Mapping[str, str],
+        ping: bytes = PING,
     ) -> None:
         self._frames = frames
         self._heartbeat = settings.heartbeat.total_seconds()
         self._unread_timeout = settings.unread_timeout.total_seconds()
+        self._ping = ping
         self.status_code = 200
         self.background = None
         self.init_headers({**HEADERS, **headers})
@@ -148,7 +150,7 @@ class EventStream(Response):
                 if not frames:
                     if loop.time() - sent_at < self._heartbeat:
                         continue
-                    frames = PING
+                    frames = self._ping
                 await self._body(send, frames)
                 sent_at = loop.time()
         except StreamFailed as failed:

@@ -1,7 +1,9 @@
-"""From an upload's body to a committed file: written on and checked while it arrives."""
+"""From the bytes of a batch's input to a committed file: written and checked as they arrive."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 
 import orjson
 from fastapi import Request
@@ -17,6 +19,49 @@ from shared.errors import RequestTooLarge, Unavailable
 from shared.tables import File
 
 
+class Input:
+    """A batch's input on its way into the storage."""
+
+    def __init__(self, front: Front, caller: Caller, file_id: str) -> None:
+        self.report = Report()
+        """What there is to say about its lines, once they are written."""
+        self._front = front
+        self._caller = caller
+        self._file_id = file_id
+        self._size = 0
+
+    async def write(self, pieces: AsyncIterator[bytes]) -> None:
+        """Take in all of it. Raises `RequestTooLarge`."""
+        limit = self._front.settings.file_limit
+        check = body_check(self._front.catalog, self._caller.check_model)
+        lines = Lines(check, longest=self._front.settings.body_limit)
+        async with self._front.storage.writing(self._file_id) as write:
+            async for piece in pieces:
+                self._size += len(piece)
+                if self._size > limit:
+                    raise RequestTooLarge(f"The file is over {limit:,} bytes.", param="file")
+                await write(piece)
+                # A step is milliseconds of work, which the loop would not do for others meanwhile.
+                await asyncio.to_thread(lines.feed, piece)
+            self.report = await asyncio.to_thread(lines.end)
+
+    async def complete(self, kept_for: timedelta) -> File:
+        """Commit the file, with all that is wrong with it."""
+        report = self.report
+        if report.errors:
+            shown = {"errors": report.errors, "problems": report.problems}
+            await self._front.storage.put(self._file_id + files.REPORT, orjson.dumps(shown))
+        return await self._front.tx(
+            files.complete,
+            self._file_id,
+            size=self._size,
+            lines=report.lines,
+            models=sorted(report.models),
+            problem=report.summary,
+            kept_ms=clock.span(kept_for),
+        )
+
+
 async def receive(request: Request, front: Front, caller: Caller) -> File:
     """Take in the file that a form carries.
 
@@ -24,44 +69,27 @@ async def receive(request: Request, front: Front, caller: Caller) -> File:
     starlette's `ClientDisconnect`; nothing is left behind then.
     """
     form = Form(aiter(request.stream()), request.headers.get("content-type"))
-    filename = await form.filename()
+    async with begun(front, caller, await form.filename()) as coming:
+        await coming.write(form.content())
+        return await coming.complete(validate(Upload, await form.fields()).kept_for)
+
+
+@asynccontextmanager
+async def begun(front: Front, caller: Caller, filename: str) -> AsyncIterator[Input]:
+    """An input that is about to come; left by an exception, nothing of it is left behind."""
     file_id = await front.tx(files.begin, caller.account_id, filename, files.BATCH)
     try:
-        size, report = await _written(form, front, caller, file_id)
-        terms = validate(Upload, await form.fields())
-        if report.errors:
-            shown = {"errors": report.errors, "problems": report.problems}
-            await front.storage.put(file_id + files.REPORT, orjson.dumps(shown))
-        return await front.tx(
-            files.complete,
-            file_id,
-            size=size,
-            lines=report.lines,
-            problem=report.summary,
-            kept_ms=clock.span(terms.kept_for),
-        )
+        yield Input(front, caller, file_id)
     except Unavailable:
         raise  # it may be complete: what is not expires by itself
     except BaseException:
         with suppress(Unavailable):
-            await front.storage.delete(file_id, file_id + files.REPORT)
-            await front.tx(files.forget, [file_id])
+            await discard(front, file_id)
         raise
 
 
-async def _written(form: Form, front: Front, caller: Caller, file_id: str) -> tuple[int, Report]:
-    """Bytes that are in the storage now, and what is wrong with their lines."""
-    limit = front.settings.file_limit
-    check = body_check(front.catalog, caller.check_model)
-    lines = Lines(check, longest=front.settings.body_limit)
-    size = 0
-    async with front.storage.writing(file_id) as write:
-        async for piece in form.content():
-            size += len(piece)
-            if size > limit:
-                raise RequestTooLarge(f"The file is over {limit:,} bytes.", param="file")
-            await write(piece)
-            # A step is milliseconds of work, which the loop would not do for others meanwhile.
-            await asyncio.to_thread(lines.feed, piece)
-        report = await asyncio.to_thread(lines.end)
-    return size, report
+async def discard(front: Front, file_id: str) -> None:
+    """Delete a file. Raises `Unavailable`."""
+    # The row goes last: as long as it is there, whatever is left of the file can be found.
+    await front.storage.delete(file_id, file_id + files.REPORT)
+    await front.tx(files.forget, [file_id])

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from shared import background
 from shared.lifecycle import Lane
-from shared.queue import queue_key
+from shared.queue import OVERFLOWS, queue_key
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at the length of the queue."""
@@ -23,6 +23,7 @@ class Window:
         self._redis = redis
         self._size = size
         self._depth = 0
+        self._overflows = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -34,8 +35,11 @@ class Window:
         await background.stop(self._task)
 
     def admits(self, lane: Lane) -> bool:
-        """Whether a job of this lane may be hinted at once."""
-        return lane == Lane.INTERACTIVE and self._depth < self._size
+        """Whether a job of this lane may be hinted at once.
+
+        Not while others wait in the database: it would overtake them.
+        """
+        return lane == Lane.INTERACTIVE and self._depth < self._size and not self._overflows
 
     def sent(self, lane: Lane, hints: int) -> None:
         """So many hints went in."""
@@ -45,5 +49,6 @@ class Window:
     async def _look(self) -> None:
         while True:
             with suppress(Exception):  # Redis is away: what we knew last will do
+                self._overflows = await self._redis.exists(OVERFLOWS) > 0
                 self._depth = int(await self._redis.llen(queue_key(Lane.INTERACTIVE.value)))
             await asyncio.sleep(LOOK_EVERY)

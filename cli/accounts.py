@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import AsJson, Concurrency, RequestsPerMinute, TokensPerMinute, limits_of
+from cli.options import (
+    AsJson,
+    Concurrency,
+    RequestsPerMinute,
+    Running,
+    TokensPerMinute,
+    Weight,
+    limits_of,
+)
 
 if TYPE_CHECKING:
     from shared.tables import Account
@@ -18,6 +26,8 @@ def create(
     requests_per_minute: RequestsPerMinute = None,
     tokens_per_minute: TokensPerMinute = None,
     concurrency: Concurrency = None,
+    running: Running = None,
+    weight: Weight = None,
     as_json: AsJson = False,
 ) -> None:
     """Make an account. (`sluice keys create` makes it by itself as well.)
@@ -27,7 +37,14 @@ def create(
     from cli.database import administration
     from shared.administration import create_account
 
-    limits = limits_of(None, requests_per_minute, tokens_per_minute, concurrency)
+    limits = limits_of(
+        None,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        concurrency=concurrency,
+        running=running,
+        weight=weight,
+    )
     with administration() as (session, actor):
         account = create_account(session, actor, name=name, limits=limits)
     _tell(account, f"{account.id} is the account {name}.", as_json)
@@ -68,6 +85,8 @@ def limit(
     requests_per_minute: RequestsPerMinute = None,
     tokens_per_minute: TokensPerMinute = None,
     concurrency: Concurrency = None,
+    running: Running = None,
+    weight: Weight = None,
     as_json: AsJson = False,
 ) -> None:
     """Change an account's limits; what is not given stays, 0 takes a limit away.
@@ -80,8 +99,15 @@ def limit(
 
     with administration() as (session, actor):
         found = accounts.named(session, account)
-        given = (requests_per_minute, tokens_per_minute, concurrency)
-        changed = limit_account(session, actor, found.id, limits_of(found.limits, *given))
+        limits = limits_of(
+            found.limits,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            concurrency=concurrency,
+            running=running,
+            weight=weight,
+        )
+        changed = limit_account(session, actor, found.id, limits)
     _tell(changed, f"{account} has the limits {changed.limits or 'none'}.", as_json)
 
 

@@ -12,7 +12,7 @@ from cli.failure import FAILED
 from cli.screen import note, print_table
 
 if TYPE_CHECKING:
-    from shared.audit import Report
+    from shared.flaws import Report
 
 
 def audit(as_json: bool) -> None:

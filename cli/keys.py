@@ -66,7 +66,12 @@ def create(
     from shared.prices import NANO
 
     terms = _terms(model, credit_limit, credit_period, expires_in)
-    limits = limits_of(None, requests_per_minute, tokens_per_minute, concurrency)
+    limits = limits_of(
+        None,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        concurrency=concurrency,
+    )
     terms |= {"name": name, "limits": limits}
     if scope:
         terms["scopes"] = [_one_of(SCOPES, "scope", word) for word in dict.fromkeys(scope)]
@@ -119,10 +124,14 @@ def limit(
     from shared.administration import change_key
 
     terms = _terms(model, credit_limit, credit_period, expires_in)
-    given = (requests_per_minute, tokens_per_minute, concurrency)
+    given = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "concurrency": concurrency,
+    }
     with administration() as (session, actor):
-        if given != (None, None, None):
-            terms["limits"] = limits_of(keys.find(session, key_id).limits, *given)
+        if any(each is not None for each in given.values()):
+            terms["limits"] = limits_of(keys.find(session, key_id).limits, **given)
         change_key(session, actor, key_id, **terms)
     typer.echo(f"{key_id} is changed.")
 

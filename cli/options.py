@@ -33,17 +33,17 @@ Concurrency = Annotated[
 ]
 
 
-def limits_of(
-    before: dict[str, int] | None,
-    requests_per_minute: int | None,
-    tokens_per_minute: int | None,
-    concurrency: int | None,
-) -> dict[str, int] | None:
+Running = Annotated[
+    int | None,
+    typer.Option("--running", min=0, max=MOST, help="Jobs that run at once; 0 is no limit."),
+]
+Weight = Annotated[
+    int | None,
+    typer.Option("--weight", min=0, max=100, help="Its share when jobs wait; 0 is the usual, 1."),
+]
+
+
+def limits_of(before: dict[str, int] | None, **given: int | None) -> dict[str, int] | None:
     """What was set before with what is given now; 0 takes a limit away."""
-    given = {
-        "requests_per_minute": requests_per_minute,
-        "tokens_per_minute": tokens_per_minute,
-        "concurrency": concurrency,
-    }
-    now = {name: (before or {}).get(name) if most is None else most for name, most in given.items()}
+    now = dict(before or {}) | {name: most for name, most in given.items() if most is not None}
     return {name: most for name, most in now.items() if most} or None

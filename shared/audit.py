@@ -1,14 +1,13 @@
 """Check every invariant over the whole database, in small reads, also while the service runs."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import Engine, func, tuple_
 from sqlmodel import Session, col, select
 
-from shared import ids, invariants
+from shared import audit_batches, audit_webhooks, ids, invariants
+from shared.flaws import Flaw, Page, Report
 from shared.invariants import Kept, Records
 from shared.ledger import HOLD, RELEASE
 from shared.lifecycle import JobStatus
@@ -27,49 +26,6 @@ AT_ONCE: Final = 100
 """Jobs, or accounts, that one read looks at."""
 KEYS_AT_ONCE: Final = 20
 """Idempotency keys that one read looks at; each may stand for a thousand jobs."""
-SHOWN: Final = 20
-"""Flaws of one rule that a report spells out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flaw:
-    """Something that should not be."""
-
-    rule: str
-    subject: str
-    """The job, the idempotency key or the account it is about."""
-    sentence: str
-    passing: bool = False
-    """It may pass by itself while the service runs, so it breaks nothing yet."""
-
-
-@dataclass(slots=True)
-class Report:
-    """What was looked at, and what is wrong with it."""
-
-    checked: Counter[str] = field(default_factory=Counter)
-    """How many of what."""
-    broken: Counter[str] = field(default_factory=Counter)
-    """How many flaws each rule has found, without those that may pass."""
-    passing: Counter[str] = field(default_factory=Counter)
-    flaws: list[Flaw] = field(default_factory=list)
-    """The first of each rule."""
-
-    def note(self, flaw: Flaw) -> None:
-        """Count a flaw, and keep it if it is one of the first of its rule."""
-        counts = self.passing if flaw.passing else self.broken
-        counts[flaw.rule] += 1
-        if counts[flaw.rule] <= SHOWN:
-            self.flaws.append(flaw)
-
-
-class Page(NamedTuple):
-    """What one read has shown."""
-
-    checked: int
-    flaws: list[Flaw]
-    last: Any
-    """Where the next one goes on; None when this was the last."""
 
 
 def examine(engine: Engine, on_progress: Callable[[int, int], None] | None = None) -> Report:
@@ -207,5 +163,8 @@ LOOKS: Final[Mapping[str, Callable[[Session, Any], Page]]] = {
     "jobs": _jobs,
     "idempotency keys": _keys,
     "accounts": _balances,
+    "files": audit_batches.files,
+    "batches": audit_batches.batches,
+    "deliveries": audit_webhooks.deliveries,
 }
 """What is looked at, in pages that go on after the last row of the one before."""

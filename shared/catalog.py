@@ -112,6 +112,8 @@ class Model(BaseModel):
     lacks: list[Feature] = []
     limits: Limits | None = None
     """Of each account that asks for it; a pattern's models share them."""
+    running: int | None = Field(default=None, ge=1)
+    """Jobs asking for it that run at once, over all workers and accounts."""
 
     @property
     def is_pattern(self) -> bool:

@@ -1,4 +1,4 @@
-"""Deltas back into one answer: what OpenAI's non-streamed response would have been."""
+"""Chat as it goes in and out: what an upstream is sent, and its deltas back into one answer."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -6,6 +6,21 @@ from typing import Any, Final
 ATOMIC: Final = frozenset({"role", "id", "type", "name", "index"})
 """Strings that are said whole; said again they are the same, not more."""
 ENVELOPE: Final = frozenset({"id", "object", "created", "model", "choices", "usage"})
+OURS: Final = frozenset({"background", "on_disconnect", "metadata", "store", "stream", "webhook"})
+"""Fields that end here: how to wait, and what stored completions are (we keep those)."""
+
+
+def upstream_body(raw: Mapping[str, Any], ours: frozenset[str] = OURS) -> dict[str, Any]:
+    """What the upstream gets of a request's JSON, value for value.
+
+    Everything the caller sent, known to us or not, except the fields that end here (`ours`) and
+    `stream_options.include_usage`: the worker always streams and always asks for usage. `metadata`
+    and `store` end here because stored completions are ours to serve.
+    """
+    body = {field: value for field, value in raw.items() if field not in ours}
+    options = body.pop("stream_options", None) or {}
+    options = {name: value for name, value in options.items() if name != "include_usage"}
+    return {**body, "stream_options": options} if options else body
 
 
 class Transcript:

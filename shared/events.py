@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 from shared import clock, ids
 from shared.clock import database_now
 from shared.errors import InvalidRequest
-from shared.tables import Delivery, Event, Job, WebhookEndpoint
+from shared.tables import Batch, Delivery, Event, Job, WebhookEndpoint
 
 COMPLETION: Final = tuple(
     f"chat.completion.{status}" for status in ("completed", "failed", "cancelled", "expired")
@@ -38,6 +38,14 @@ def wanted() -> ColumnElement[bool]:
     """Whether the account of the job in the statement around it has an endpoint."""
     ours = col(WebhookEndpoint.account_id) == col(Job.account_id)
     return exists().where(ours).correlate(Job)
+
+
+def lines_wanted(session: Session, batch_id: str, status: str) -> bool:
+    """Whether an endpoint asks to be told of each line of a batch that ends so."""
+    owner = select(Batch.account_id).where(col(Batch.id) == batch_id).scalar_subquery()
+    ours = select(WebhookEndpoint).where(col(WebhookEndpoint.account_id) == owner)
+    type = f"chat.completion.{status}"
+    return any(_asks(endpoint, type, unasked=False) for endpoint in session.exec(ours))
 
 
 def job_ended(session: Session, job: Job) -> None:

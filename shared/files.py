@@ -20,6 +20,7 @@ PREFIX: Final = "file-"
 REPORT: Final = ".report"
 """Ends the name of the object that lists what is wrong with a batch's input."""
 BATCH: Final = "batch"
+BATCH_OUTPUT: Final = "batch_output"
 UPLOADED: Final = "uploaded"
 PROCESSED: Final = "processed"
 ERROR: Final = "error"
@@ -45,7 +46,14 @@ def begin(session: Session, account_id: str, filename: str, purpose: str) -> str
 
 
 def complete(
-    session: Session, file_id: str, *, size: int, lines: int, problem: str | None, kept_ms: int
+    session: Session,
+    file_id: str,
+    *,
+    size: int,
+    lines: int,
+    problem: str | None,
+    kept_ms: int,
+    models: Sequence[str] = (),
 ) -> File:
     """Show an upload whose bytes are in the storage; `problem` is what is wrong with them.
 
@@ -55,6 +63,7 @@ def complete(
     done = under_way.values(
         bytes=size,
         lines=lines,
+        models=list(models),
         status=PROCESSED if problem is None else ERROR,
         status_details=problem,
         expires_at=col(File.created_at) + kept_ms,

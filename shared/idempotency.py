@@ -18,6 +18,7 @@ KEPT_FOR: Final = 24 * 3600 * 1000
 """Milliseconds a key is remembered."""
 RETRIED_WITHIN: Final = 15 * 60 * 1000
 """Milliseconds after which an SDK's repetition is taken for a new request."""
+DELETED: Final = "This Idempotency-Key came before, and what it led to has been deleted since."
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +49,22 @@ def submit(
     if again and (landed := _rows(session, [new.job_id for new in many])):
         return landed, False
     if sent is not None and sent.key is not None:
-        earlier = _enter(session, many[0].account_id, sent, [new.job_id for new in many])
+        earlier = enter(session, many[0].account_id, sent, [new.job_id for new in many])
         if earlier is not None:
-            return earlier, True
+            found = _rows(session, earlier)
+            if not found:
+                raise NotFound(DELETED)
+            return found, True
     elif sent is not None and sent.by_sdk:
         many = [replace(new, fingerprint=sent.fingerprint) for new in many]
     return jobs.submit_all(session, many), False
 
 
-def _enter(session: Session, account_id: str, sent: Sent, job_ids: list[str]) -> list[Job] | None:
-    """Take the key for these jobs; the jobs it stands for already, when another was first."""
+def enter(session: Session, account_id: str, sent: Sent, new_ids: list[str]) -> list[str] | None:
+    """Take the caller's key for these ids; those it stands for already, when another was first.
+
+    Raises `IdempotencyKeyReused`, or `IdempotencyInFlight`.
+    """
     place = {"account_id": account_id, "scope": sent.scope, "key": sent.key}
     old = delete(IdempotencyKey).filter_by(**place)
     session.execute(old.where(col(IdempotencyKey.created_at) < database_now() - KEPT_FOR))
@@ -69,7 +76,7 @@ def _enter(session: Session, account_id: str, sent: Sent, job_ids: list[str]) ->
         if not session.execute(select(func.pg_try_advisory_xact_lock(name))).scalar_one():
             raise IdempotencyInFlight("The same request is being accepted right now.")
     entry = insert(IdempotencyKey).values(
-        **place, fingerprint=sent.fingerprint, job_ids=job_ids, created_at=database_now()
+        **place, fingerprint=sent.fingerprint, job_ids=new_ids, created_at=database_now()
     )
     if session.execute(entry.on_conflict_do_nothing().returning(col(IdempotencyKey.key))).first():
         return None
@@ -78,10 +85,7 @@ def _enter(session: Session, account_id: str, sent: Sent, job_ids: list[str]) ->
         raise IdempotencyKeyReused(
             "This Idempotency-Key came before, with another request.", param="Idempotency-Key"
         )
-    found = _rows(session, known.job_ids)
-    if not found:
-        raise NotFound("This Idempotency-Key came before, and its job has been deleted since.")
-    return found
+    return known.job_ids
 
 
 def known(session: Session, account_id: str, sent: Sent | None) -> list[Job]:

@@ -253,6 +253,19 @@ def money_moved_once(records: Records) -> Iterator[str]:
     )
 
 
+def hold_is_due_once(records: Records) -> Iterator[str]:
+    """What a line may cost is owed while it waits for its turn, and held from then on."""
+    job = records.job
+    due = job.hold_due is not None
+    return _unless(
+        (not due or job.held is None, f"It holds {job.held} nano-credits and owes {job.hold_due}."),
+        (
+            not due or (job.attempt == 0 and job.status != JobStatus.IN_PROGRESS),
+            f"It is {job.status} after {job.attempt} attempts, and owes its hold.",
+        ),
+    )
+
+
 def lease_is_alive(records: Records) -> Iterator[str]:
     """What runs is in a live worker's hands; otherwise the control loops take it back."""
     job = records.job
@@ -271,6 +284,7 @@ RULES: Final[Sequence[Rule]] = (
     log_retells_result,
     metadata_is_found,
     money_moved_once,
+    hold_is_due_once,
     lease_is_alive,
 )
 PASSING: Final[frozenset[Rule]] = frozenset({lease_is_alive})

@@ -1,4 +1,4 @@
-"""Jobs: submit, find, cancel, delete. `move` is the only place where a status changes."""
+"""Jobs: submit, find, cancel, delete. A status changes only in `move` and `end_waiting`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -52,6 +52,8 @@ class Submission:
     """A hint follows the commit; otherwise the sweep sends it."""
     hold: int = 0
     """Nano-credits to set aside: the most it may cost; 0 when it is free."""
+    hold_due: int = 0
+    """The same, but set aside only when it is let into the queue."""
     prices: dict[str, list[str]] | None = None
     """What each model that may answer it costs now, by name: `Prices.snapshot`."""
     prompt_tokens: int = 0
@@ -64,6 +66,10 @@ class Submission:
     """Of the request, if it may come again by itself; see `shared.idempotency`."""
     webhook: dict[str, Any] | None = None
     """Where its end is told, besides the account's endpoints."""
+    batch_id: str | None = None
+    custom_id: str | None = None
+    line: int | None = None
+    """Its place in that batch, from 1 on."""
     job_id: str = field(default_factory=ids.new_id)
 
 
@@ -96,6 +102,9 @@ def _row(new: Submission, now: int) -> Job:
         key_id=new.key_id,
         request_id=new.request_id,
         fingerprint=new.fingerprint,
+        batch_id=new.batch_id,
+        custom_id=new.custom_id,
+        line=new.line,
         model=new.model,
         lane=new.lane.value,
         stream=new.stream,
@@ -111,7 +120,8 @@ def _row(new: Submission, now: int) -> Job:
         stop_at=None if new.stop_after is None else now + new.stop_after,
         attended_until=None if new.attended_for is None else now + new.attended_for,
         held=new.hold or None,
-        prices=new.prices if new.hold else None,
+        hold_due=new.hold_due or None,
+        prices=new.prices if new.hold or new.hold_due else None,
         job_metadata=new.metadata,
         webhook=new.webhook,
     )
@@ -217,6 +227,48 @@ def move(
     return moved
 
 
+def end_waiting(
+    session: Session, batch_id: str, to: JobStatus, fault: Fault | None, limit: int
+) -> int:
+    """End so many lines of a batch that wait and have cost nothing yet; returns how many it were.
+
+    One guarded UPDATE like that of `move`, for many. A line that money is set aside for, or that
+    was tried before, is left to `move`. They have no readers to tell.
+    """
+    waiting = (
+        select(col(Job.id))
+        .where(
+            col(Job.batch_id) == batch_id,
+            col(Job.line).is_not(None),
+            col(Job.status) == JobStatus.QUEUED.value,
+            col(Job.held).is_(None),
+            col(Job.attempt) == 0,
+        )
+        .order_by(col(Job.id))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte()  # else PostgreSQL may look for more of them after each that it has changed
+    )
+    ended = session.execute(
+        update(Job)
+        .where(col(Job.id).in_(select(waiting.c.id)), col(Job.status) == JobStatus.QUEUED.value)
+        .values(
+            status=to.value,
+            completed_at=database_now(),
+            status_reason=None,
+            error=asdict(fault) if fault else None,
+        )
+        .returning(col(Job.id), col(Job.webhook))
+        .execution_options(synchronize_session=False)
+    ).all()
+    asked = events.lines_wanted(session, batch_id, to)
+    told = [job_id for job_id, webhook in ended if asked or webhook]
+    for job in session.exec(select(Job).where(col(Job.id).in_(told))) if told else ():
+        session.refresh(job)
+        events.job_ended(session, job)
+    return len(ended)
+
+
 def _cost(job: Job, bill: str | None) -> int:
     priced = (job.prices or {}).get(bill or "")
     return Prices.kept(priced).cost(job.usage or {}) if priced else 0
@@ -284,62 +336,6 @@ def turn(job: Job) -> tuple[str, str]:
     return job.account_id, job.id
 
 
-def abandoned(session: Session, limit: int) -> list[Job]:
-    """Stop the jobs that nobody has read for longer than their grace; returns them."""
-    lapsed = select(Job).where(
-        col(Job.attended_until).is_not(None),
-        col(Job.attended_until) < database_now(),
-        col(Job.completed_at).is_(None),
-        col(Job.cancel_requested_at).is_(None),
-    )
-    found = session.exec(lapsed.limit(limit)).all()
-    return [ask_to_stop(session, job) for job in sorted(found, key=turn)]
-
-
-def overdue(session: Session, limit: int) -> list[Job]:
-    """Stop the jobs that were to be stopped by now, wherever they are; returns them.
-
-    One that never started expires; what a running one has said until then is kept.
-    """
-    due = select(Job).where(
-        col(Job.stop_at).is_not(None),
-        col(Job.stop_at) < database_now(),
-        col(Job.completed_at).is_(None),
-        col(Job.cancel_requested_at).is_(None),
-    )
-    fault = asdict(
-        Fault(504, "deadline_exceeded", "server_error", "It was stopped at its deadline.")
-    )
-    stopped = []
-    for job in sorted(session.exec(due.limit(limit)).all(), key=turn):
-        session.refresh(job, with_for_update=True)
-        if job.status == JobStatus.QUEUED:
-            to = JobStatus.CANCELLED if job.attempt else JobStatus.EXPIRED
-            job = move(session, job.id, to, error=fault)
-        elif job.status == JobStatus.IN_PROGRESS:
-            job.cancel_requested_at, job.error = clock.now(), fault
-            session.flush()
-        stopped.append(job)
-    return stopped
-
-
-def expire(session: Session, limit: int) -> list[Job]:
-    """End the jobs whose deadline passed before they could start; returns them."""
-    due = select(col(Job.account_id), col(Job.id)).where(
-        col(Job.status) == JobStatus.QUEUED.value,
-        col(Job.expires_at) <= database_now(),
-        col(Job.attempt) == 0,
-    )
-    fault = Fault(504, "job_expired", "server_error", "Its deadline passed before it could start.")
-    ended = []
-    for _, job_id in sorted(session.exec(due.limit(limit)).all()):
-        try:
-            ended.append(move(session, job_id, JobStatus.EXPIRED, error=asdict(fault)))
-        except IllegalTransition:
-            continue  # it started, or was cancelled, since we looked
-    return ended
-
-
 def set_metadata(
     session: Session, account_id: str, shown_id: str, metadata: dict[str, str] | None
 ) -> Job:
@@ -356,9 +352,10 @@ def set_metadata(
 def remove(session: Session, account_id: str, shown_id: str) -> Job:
     """Delete a job with all that was asked and said; one that still runs must be cancelled first.
 
-    Raises `NotFound`, or `InvalidRequest` for a job that has not ended.
+    Raises `NotFound`, or `InvalidRequest` for a job that has not ended, and for a batch's line.
     """
     job = find(session, account_id, shown_id)
+    check_single(job)
     if job.status not in TERMINAL:
         raise InvalidRequest(
             f"The job is {job.status}: cancel it before you delete it.", code="job_not_ended"
@@ -366,6 +363,14 @@ def remove(session: Session, account_id: str, shown_id: str) -> Job:
     session.delete(job)
     session.flush()
     return job
+
+
+def check_single(job: Job) -> None:
+    """Raise `InvalidRequest` if a job is a batch's line, which goes with its batch."""
+    if job.batch_id is not None:
+        raise InvalidRequest(
+            f"The job is a line of {job.batch_id}, and goes with it.", code="job_in_batch"
+        )
 
 
 def startable() -> list[ColumnElement[bool]]:

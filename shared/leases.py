@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, ColumnElement, Update, and_, case, exists, func, literal, or_, update
+from sqlalchemy import JSON, Update, exists, func, literal, update
 from sqlmodel import Session, col, select
 
 from shared import clock, ids, jobs, streams
@@ -157,6 +157,7 @@ def claim(session: Session, job_id: str, worker_id: str) -> Claim | None:
             job_id,
             JobStatus.IN_PROGRESS,
             *jobs.startable(),
+            col(Job.hinted_at).is_not(None),  # so that whoever lets jobs in keeps the limits
             live,
             attempt=col(Job.attempt) + 1,
             worker_id=worker_id,
@@ -319,80 +320,6 @@ def _tried(lease: Lease) -> Update:
     return update(Attempt).where(
         col(Attempt.job_id) == lease.job_id, col(Attempt.number) == lease.attempt
     )
-
-
-def suspect() -> ColumnElement[bool]:
-    """Whether a job may be what its workers die of: it was lost before, and this try is its last.
-
-    The sweep leaves it alone while it waits; `shared.losses` lets it in.
-    """
-    started = case((col(Job.status) == JobStatus.QUEUED.value, 0), else_=1)
-    before = col(Job.attempt) - col(Job.forgiven) - started
-    return and_(col(Job.losses) > 0, before >= col(Job.max_attempts) - 1)
-
-
-def missing(session: Session, lane: str, limit: int) -> list[str]:
-    """The oldest jobs that may start and have no hint out; marks nothing, see `mark_hinted`."""
-    # Two reads of one index, in its own order: an OR of the two, or PostgreSQL left to see that
-    # `hinted_at` is the same in all, would sort the whole backlog.
-    bare = (
-        select(col(Job.id))
-        .where(_in(lane), *_free(), col(Job.hinted_at).is_(None))
-        .order_by(col(Job.hinted_at), col(Job.run_at), col(Job.id))
-        .limit(limit)
-    )
-    at_once = session.exec(bare.where(col(Job.run_at).is_(None)))
-    planned = session.exec(bare.where(col(Job.run_at) <= database_now()))
-    found = [*at_once, *planned]
-    return sorted(found)[:limit]
-
-
-def stale(session: Session, lane: str, *, after_ms: int, limit: int) -> list[str]:
-    """The jobs that may start and whose hint is older than that, the oldest hint first."""
-    old = select(col(Job.id)).where(_in(lane), *_free(), _older(after_ms))
-    return list(session.exec(old.order_by(col(Job.hinted_at)).limit(limit)))
-
-
-def mark_hinted(session: Session, job_ids: Sequence[str], *, after_ms: int) -> list[str]:
-    """Note that these get a hint now; returns those that still want one.
-
-    A job that was hinted less than `after_ms` ago does not: another leader was faster.
-    """
-    wanting = or_(col(Job.hinted_at).is_(None), _older(after_ms))
-    marked = update(Job).where(col(Job.id).in_(job_ids), *jobs.startable(), wanting)
-    rows = session.execute(
-        marked.values(hinted_at=database_now())
-        .returning(col(Job.id))
-        .execution_options(synchronize_session=False)
-    )
-    still = set(rows.scalars())
-    return [job_id for job_id in job_ids if job_id in still]
-
-
-def _in(lane: str) -> ColumnElement[bool]:
-    return col(Job.lane) == lane
-
-
-def _free() -> list[ColumnElement[bool]]:
-    return [*jobs.startable(), ~suspect()]
-
-
-def _older(after_ms: int) -> ColumnElement[bool]:
-    return col(Job.hinted_at) < database_now() - after_ms
-
-
-def hinted(session: Session, lane: str, limit: int) -> int:
-    """How many queued jobs of a lane have a hint out, counted up to `limit`."""
-    out = select(col(Job.id)).where(
-        _in(lane), col(Job.status) == JobStatus.QUEUED.value, col(Job.hinted_at).is_not(None)
-    )
-    return session.exec(select(func.count()).select_from(out.limit(limit).subquery())).one()
-
-
-def forget_hints(session: Session, job_ids: Sequence[str]) -> None:
-    """These hints were not sent after all: the sweep will."""
-    lost = update(Job).where(col(Job.id).in_(job_ids), col(Job.status) == JobStatus.QUEUED.value)
-    session.execute(lost.values(hinted_at=None))
 
 
 def _rows(session: Session, statement: Any) -> int:

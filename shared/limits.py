@@ -1,4 +1,4 @@
-"""How much a key, an account or a model may ask for at once and in a minute."""
+"""How much a key, an account or a model may ask for at once and in a minute, and have running."""
 
 from typing import Annotated
 
@@ -17,3 +17,12 @@ class Limits(BaseModel):
     """Of prompt and completion together."""
     concurrency: Count | None = None
     """Held and streamed requests that are open at once."""
+
+
+class AccountLimits(Limits):
+    """What holds for all keys of an account together, and how its jobs take turns with others'."""
+
+    running: Count | None = None
+    """Jobs that run at once, over all workers."""
+    weight: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Its share when jobs wait: twice the weight, twice the jobs. 1 unless said."""

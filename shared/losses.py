@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import exists, or_, update
 from sqlmodel import Session, col, select
 
-from shared import jobs, leases
+from shared import hints, jobs, leases
 from shared.clock import database_now
 from shared.errors import Fault, WorkerLost
 from shared.jobs import Lease
@@ -28,7 +28,7 @@ def rescue(session: Session, limit: int) -> list[Job]:
     live = exists().where(col(Worker.id) == col(Job.worker_id), col(Worker.alive))
     orphaned = select(Job).where(col(Job.status) == JobStatus.IN_PROGRESS.value, ~live)
     # Suspects first: those of one worker have to be seen together.
-    orphaned = orphaned.order_by(leases.suspect().desc(), col(Job.id)).limit(limit)
+    orphaned = orphaned.order_by(hints.suspect().desc(), col(Job.id)).limit(limit)
     lost = session.exec(orphaned).all()
     suspects = Counter(job.worker_id for job in lost if job.losses > 0 and _last_try(job))
     rescued = []
@@ -95,7 +95,7 @@ def suspects(session: Session, *, stale_ms: int, lease_ms: int, limit: int) -> S
 
     A death shows only when the lease has run out, `lease_ms` later.
     """
-    suspected = [col(Job.losses) > 0, col(Job.completed_at).is_(None), leases.suspect()]
+    suspected = [col(Job.losses) > 0, col(Job.completed_at).is_(None), hints.suspect()]
     hinted = col(Job.hinted_at) >= database_now() - stale_ms
     new = col(Job.started_at) > database_now() - lease_ms - PROBATION_MS * col(Job.losses)
     waiting = (

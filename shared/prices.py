@@ -16,6 +16,7 @@ from shared.catalog import Model
 
 NANO: Final = 1_000_000_000
 """Nano-credits in a credit."""
+WHOLE: Final = Decimal(1)
 PER_TOKEN: Final = NANO // 1_000_000
 """Nano-credits a token, for a price of one credit per million."""
 BYTES_PER_TOKEN: Final = 3
@@ -38,13 +39,16 @@ class Prices:
     output: Decimal
 
     @classmethod
-    def of(cls, model: Model) -> "Prices":
-        """The prices of a model; what it does not say of its cache costs as much as any input."""
+    def of(cls, model: Model, part: Decimal = WHOLE) -> "Prices":
+        """The prices of a model, or a `part` of each.
+
+        What it does not say of its cache costs as much as any input.
+        """
         plain = model.input_price
         cached, write = model.cached_input_price, model.cache_write_price
         return cls(
             *(
-                Decimal(str(price)) * PER_TOKEN
+                Decimal(str(price)) * PER_TOKEN * part
                 for price in (
                     plain,
                     plain if cached is None else cached,
@@ -173,12 +177,14 @@ def output_cap(request: Mapping[str, Any], model: Model) -> int:
     return choice_cap(request, model) * int(request.get("n") or 1)
 
 
-def most(request: Mapping[str, Any], chain: Iterable[Model], *, prompt: int) -> int:
-    """The most a request can cost at the dearest of these models; zero when all are free.
+def most(
+    request: Mapping[str, Any], chain: Iterable[Model], part: Decimal = WHOLE, *, prompt: int
+) -> int:
+    """The most a request can cost at the dearest of these models, at a `part` of their prices.
 
-    Its input has about `prompt` tokens.
+    Its input has about `prompt` tokens. Zero when all are free.
     """
     return max(
-        Prices.of(model).bound(min(prompt, model.context_window), output_cap(request, model))
+        Prices.of(model, part).bound(min(prompt, model.context_window), output_cap(request, model))
         for model in chain
     )

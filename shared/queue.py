@@ -25,6 +25,8 @@ PRUNE: Final = "sluice.prune"
 MAINTENANCE: Final = "maintenance"
 QUEUES: Final = (*(lane.value for lane in Lane), MAINTENANCE)
 PREFIX: Final = "sluice:"
+OVERFLOWS: Final = "sluice:overflows"
+"""A key that is there while interactive jobs wait in the database for room in the queue."""
 ROUND: Final = 1_000
 """Hints that share one round trip."""
 PAGE: Final = 500

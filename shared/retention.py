@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import delete, exists, tuple_, update
+from sqlalchemy import ColumnElement, delete, exists, or_, tuple_, update
 from sqlmodel import Session, col, select
 
 from shared import clock, events, idempotency, streams
@@ -17,7 +17,16 @@ from shared.clock import database_now
 from shared.db import Transactions
 from shared.errors import Unavailable
 from shared.lifecycle import JobStatus
-from shared.tables import Event, IdempotencyKey, Job, JobContent, JobMetadata, Worker
+from shared.tables import (
+    Batch,
+    Event,
+    File,
+    IdempotencyKey,
+    Job,
+    JobContent,
+    JobMetadata,
+    Worker,
+)
 
 log = structlog.get_logger()
 
@@ -39,8 +48,11 @@ async def enforce(
     share the work.
     """
     try:
+        # First what shows a batch's lines as a whole, then the lines.
+        await _repeat(tx, redis, forget_batches, jobs_for)
         await _repeat(tx, redis, prune, jobs_for)
         if contents_for is not None:
+            await _repeat(tx, redis, forget_outputs, contents_for)
             await _repeat(tx, redis, anonymise, contents_for)
         await _repeat(tx, redis, forget_keys, timedelta(milliseconds=idempotency.KEPT_FOR))
         await _repeat(tx, redis, forget_workers, jobs_for)
@@ -78,11 +90,18 @@ async def _delete_logs(redis: Redis, job_ids: Sequence[str]) -> None:
         log.warning("logs_not_deleted", jobs=len(job_ids), error=str(error))
 
 
+def _in_a_batch(*which: ColumnElement[bool]) -> ColumnElement[bool]:
+    return exists().where(col(Batch.id) == col(Job.batch_id), *which)
+
+
 def prune(session: Session, older_than_ms: int, limit: int) -> list[str]:
-    """Delete the oldest jobs that ended longer ago than that; returns their ids."""
+    """Delete the oldest jobs that ended longer ago than that; returns their ids.
+
+    A batch's lines stay as long as it does.
+    """
     due = (
         select(col(Job.id))
-        .where(col(Job.completed_at) < database_now() - older_than_ms)
+        .where(col(Job.completed_at) < database_now() - older_than_ms, ~_in_a_batch())
         .order_by(col(Job.completed_at))
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -95,13 +114,16 @@ def prune(session: Session, older_than_ms: int, limit: int) -> list[str]:
 def anonymise(session: Session, older_than_ms: int, limit: int) -> list[str]:
     """Delete what was asked and said in jobs that ended longer ago than that; returns their ids.
 
-    Their rows stay, for the accounts.
+    Their rows stay, for the accounts. A batch's lines are as old as the batch.
     """
+    oldest = database_now() - older_than_ms
+    young = or_(col(Batch.ended_at).is_(None), col(Batch.ended_at) >= oldest)
     due = (
         select(col(Job.id))
         .where(
-            col(Job.completed_at) < database_now() - older_than_ms,
+            col(Job.completed_at) < oldest,
             col(Job.content_deleted_at).is_(None),
+            ~_in_a_batch(young),
         )
         .order_by(col(Job.completed_at))
         .limit(limit)
@@ -120,6 +142,35 @@ def anonymise(session: Session, older_than_ms: int, limit: int) -> list[str]:
         .execution_options(synchronize_session=False)
     )
     return job_ids
+
+
+def forget_batches(session: Session, older_than_ms: int, limit: int) -> Sequence[object]:
+    """Delete batches that ended longer ago than that, with their files; returns their ids.
+
+    Their lines are jobs like any other from then on, and as old as they.
+    """
+    due = (
+        select(col(Batch.id))
+        .where(col(Batch.ended_at) < database_now() - older_than_ms)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    batch_ids = session.exec(due).all()
+    session.execute(delete(File).where(col(File.batch_id).in_(batch_ids)))
+    session.execute(delete(Batch).where(col(Batch.id).in_(batch_ids)))
+    return batch_ids
+
+
+def forget_outputs(session: Session, older_than_ms: int, limit: int) -> Sequence[object]:
+    """Delete the files of batches that ended longer ago than that; returns their ids.
+
+    What they show is about to go; what becomes of a line stays in the batch's results.
+    """
+    old = select(col(Batch.id)).where(col(Batch.ended_at) < database_now() - older_than_ms)
+    due = select(col(File.id)).where(col(File.batch_id).in_(old)).limit(limit)
+    file_ids = session.exec(due).all()
+    session.execute(delete(File).where(col(File.id).in_(file_ids)))
+    return file_ids
 
 
 def forget_keys(session: Session, older_than_ms: int, limit: int) -> Sequence[object]:

@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -35,6 +35,10 @@ class StoreSettings(BaseSettings):
     """The models on offer, a TOML file."""
     files: str | None = None
     """A folder, or a bucket by URL (`s3://`, `gs://`, `az://`); a folder in `home` unless set."""
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """Tries a job gets, unless it says otherwise."""
+    batch_price: float = Field(default=1.0, ge=0, le=1)
+    """What a line of a batch costs, as a part of what a request of its own would."""
     log_format: Literal["console", "json"] = "json"
     log_level: str = "INFO"
 

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 import orjson
 from sqlmodel import Session
 
-from shared import accounts, clock, db, ids, jobs, leases
+from shared import accounts, clock, db, deadlines, hints, ids, jobs, leases, sources
+from shared.catalog import Catalog
 from shared.chat import Transcript
 from shared.errors import Fault
 from shared.jobs import Submission
 from shared.leases import Claim
-from shared.lifecycle import JobStatus
+from shared.lifecycle import JobStatus, Lane
 from shared.outcomes import Cancelled, Completed, Failed, Outcome, Said
 from shared.tables import Job
 
@@ -84,6 +85,24 @@ def worker(session: Session, /, *models: str) -> str:
     return leases.register(session, pid=1, slots=1, models=models)
 
 
+def waiting(session: Session, /, lane: str = Lane.INTERACTIVE, most: int = 10) -> list[str]:
+    """The jobs of a lane that wait for their turn, the oldest first."""
+    found = sources.waiting(session, Lane(lane), most)
+    ours = sources.next_of(session, Lane(lane), {source: source.waiting for source in found})
+    return sorted(ours)[:most]
+
+
+def taken(session: Session, /, job_id: str, by: str) -> Claim | None:
+    """A job whose turn came, in the hands of that worker; None if it may not start."""
+    hints.mark(session, [job_id], after_ms=HOUR)
+    return leases.claim(session, job_id, by)
+
+
+def no_models() -> Catalog:
+    """A catalogue that knows none of the models that rows name."""
+    return Catalog(upstreams={}, models={})
+
+
 def claimed(session: Session, /, *, by: str | None = None, **fields: Any) -> Claim:
     """A job in the hands of a worker."""
     job = submitted(session, **fields)
@@ -101,7 +120,7 @@ def job_in(session: Session, /, status: JobStatus, **fields: Any) -> Job:
             return claimed(session, **fields).job
         case JobStatus.EXPIRED:
             job = submitted(session, **fields, expires_at=clock.now() - 1)
-            assert job in jobs.expire(session, 1_000)
+            assert job in deadlines.expire(session, 1_000)
             return job
     claim = claimed(session, **fields)
     said = spoken(claim.job)

@@ -41,7 +41,6 @@ class Shop:
             request_id="req",
             model="test",
             body=orjson.dumps(body),
-            hinted=False,
             **fields,
         )
         return await self.bench.tx(jobs.submit, new)

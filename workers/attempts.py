@@ -13,7 +13,7 @@ import orjson
 import structlog
 from redis.exceptions import RedisError
 
-from shared import buckets, endings, features, jobs, leases, prices, streams
+from shared import buckets, endings, features, hints, jobs, leases, prices, streams
 from shared.catalog import Model
 from shared.errors import (
     Fault,
@@ -60,7 +60,7 @@ async def run(bench: Bench, job_id: str, *, clock: Callable[[], float] = time.mo
             late = clock() > began + FALL_BACK_WITHIN
             if worker_id is None or not bench.heartbeat.held or bench.draining or late:
                 with suppress(Unavailable):  # then the hint grows old
-                    await bench.tx(leases.forget_hints, [job_id])  # the sweep sends another
+                    await bench.tx(hints.forget, [job_id])  # the sweep sends another
                 return
             claim = await _claim(bench, job_id, worker_id)
             again = claim is not None and await _attempt(bench, claim)

@@ -13,6 +13,7 @@ from shared import catalog, connections, db, queue, reload
 from shared.catalog import Catalog
 from shared.storage import Storage
 from workers import upstreams
+from workers.batching import Batching
 from workers.control import Control
 from workers.deliveries import Deliveries
 from workers.hands import Hands
@@ -92,10 +93,19 @@ async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
     ) as session:
         opener = partial(upstreams.open_upstreams, session, settings=settings)
         bench = Bench(settings, tx=tx, redis=redis, catalog=models, open_upstreams=opener)
-        control = Control(settings, tx, redis, celery)
+        control = Control(settings, tx, redis, celery, lambda: bench.catalog)
+        batching = Batching(
+            settings,
+            tx,
+            redis,
+            bench.storage,
+            catalog=lambda: bench.catalog,
+            leads=lambda: control.leader is not None,
+        )
         bench.publisher.start()
         await bench.heartbeat.start()
         control.start()
+        batching.start()
         bench.deliveries.start()
         try:
             yield bench
@@ -103,6 +113,7 @@ async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
             bench.draining = True
             await bench.heartbeat.stop()
             await bench.deliveries.stop()
+            await batching.stop()
             await control.stop()
             await bench.remainders.stop()
             await bench.publisher.stop()

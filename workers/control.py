@@ -14,14 +14,27 @@ import structlog
 from celery import Celery
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlmodel import Session
 
-from shared import background, clock, endings, ids, jobs, lanes, leadership, leases, losses, streams
+from shared import (
+    background,
+    clock,
+    deadlines,
+    endings,
+    feeding,
+    hints,
+    ids,
+    leadership,
+    leases,
+    losses,
+    streams,
+)
+from shared.catalog import Catalog
 from shared.db import Transactions
 from shared.errors import Unavailable
 from shared.lifecycle import Lane
 from shared.queue import Hints, queue_key, waiting
 from shared.tables import Job
+from workers.feeder import Feeder
 from workers.probation import Probation
 from workers.settings import WorkerSettings
 
@@ -31,7 +44,6 @@ EVERY = 1.0
 """Seconds between two turns."""
 AT_ONCE = 500
 """Rows that one step of a turn changes at most."""
-ROLE = "control"
 LEADS_WITHIN = 10.0
 """Seconds of silence after which a leader is replaced; it may be wrong, for two do no harm."""
 RESIGN_WITHIN = 2.0
@@ -42,11 +54,6 @@ READERS_ARE_BACK = 30.0
 """Seconds after the database was away in which every api has noted who reads there."""
 LONGEST_LOOK = 5.0
 """Seconds between two looks that count as silence, at most."""
-
-
-def _room_for_batch(session: Session) -> int:
-    """Slots that batch jobs may still take: the last third is kept for the interactive lane."""
-    return leases.slots(session) * 2 // 3 - lanes.running(session, Lane.BATCH.value)
 
 
 class Stillness:
@@ -84,7 +91,12 @@ class Control:
     """
 
     def __init__(
-        self, settings: WorkerSettings, tx: Transactions, redis: Redis, celery: Celery
+        self,
+        settings: WorkerSettings,
+        tx: Transactions,
+        redis: Redis,
+        celery: Celery,
+        catalog: Callable[[], Catalog],
     ) -> None:
         self._settings = settings
         self._tx = tx
@@ -104,26 +116,33 @@ class Control:
             stale_ms=self._hint_ttl,
             lease_ms=clock.span(settings.lease_ttl),
         )
+        self._feeder = Feeder(settings, tx, redis, self._hints, catalog, lambda: self.leader)
+        self.leader: str | None = None
+        """The name under which this process leads; None while it does not."""
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to turn; needs the running loop."""
         self._task = asyncio.create_task(self._run(), name="control")
+        self._feeder.start()
 
     async def stop(self) -> None:
         """Stand down, so that another process takes over at once."""
+        self.leader = None
+        await self._feeder.stop()
         await background.stop(self._task)
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(RESIGN_WITHIN):
-                await self._tx(leadership.resign, ROLE, self._me)
+                await self._tx(leadership.resign, feeding.ROLE, self._me)
         await asyncio.to_thread(self._hints.close, LAST_HINTS_WITHIN)
 
     async def _run(self) -> None:
         while True:
             try:
                 still = self._workers.watch(await self._tx.read(leases.alive))
-                if await self._elected():
+                self.leader = self._me if await self._elected() else None
+                if self.leader:
                     await self._turn(still)
             except Unavailable as error:
                 log.warning("control_waits_for_database", error=error.message)
@@ -135,7 +154,7 @@ class Control:
             await asyncio.sleep(EVERY)
 
     async def _elected(self) -> bool:
-        holder, term = await self._tx(leadership.lead, ROLE, self._me, self._rival)
+        holder, term = await self._tx(leadership.lead, feeding.ROLE, self._me, self._rival)
         self._rival = None
         if holder == self._me:
             return True
@@ -146,10 +165,10 @@ class Control:
 
     async def _turn(self, still: dict[str, float]) -> None:
         await self._reap(still)
-        await self._end(jobs.expire)
-        await self._end(jobs.overdue)
+        await self._end(deadlines.expire)
+        await self._end(deadlines.overdue)
         if time.monotonic() - self._away_at > READERS_ARE_BACK:
-            await self._end(jobs.abandoned)
+            await self._end(deadlines.abandoned)
         for lane in Lane:
             await self._sweep(lane)
         await self._probation.turn()
@@ -172,7 +191,7 @@ class Control:
         await asyncio.gather(*(endings.announce(self._tx, self._redis, job) for job in changed))
 
     async def _sweep(self, lane: Lane) -> None:
-        """Send the hints that are missing, within the window, and again those that were lost."""
+        """Send again the hints that were lost."""
         window = self._settings.hint_window
         try:
             async with streams.promptly():
@@ -182,17 +201,6 @@ class Control:
         except (RedisError, OSError):
             return  # nowhere to send them
         await self._hint(lane, lost)
-        # What is out keeps its place, though it may not be in the queue yet, or no more.
-        out = await self._tx.read(leases.hinted, lane.value, window)
-        room = window - max(depth, out)
-        if lane == Lane.BATCH:
-            room = min(room, await self._tx.read(_room_for_batch) - out)
-        while room > 0:
-            missing = await self._tx.read(leases.missing, lane.value, min(room, AT_ONCE))
-            if not missing:
-                break
-            await self._hint(lane, missing)
-            room -= len(missing)
 
     async def _vanished(self, lane: Lane, at_most: int) -> list[str]:
         """The jobs whose hint is old and not in the queue: it was lost with whoever had it.
@@ -208,15 +216,15 @@ class Control:
         return [job_id for job_id in old if job_id not in there][:at_most]
 
     async def _old(self, lane: Lane, limit: int) -> list[str]:
-        return await self._tx.read(leases.stale, lane.value, after_ms=self._hint_ttl, limit=limit)
+        return await self._tx.read(hints.stale, lane.value, after_ms=self._hint_ttl, limit=limit)
 
     async def _hint(self, lane: Lane, job_ids: Sequence[str]) -> None:
         """Hint these jobs, in short transactions, unless another leader has just done it."""
         for start in range(0, len(job_ids), AT_ONCE):
             some = job_ids[start : start + AT_ONCE]
-            marked = await self._tx(leases.mark_hinted, some, after_ms=self._hint_ttl)
+            marked = await self._tx(hints.mark, some, after_ms=self._hint_ttl)
             self._hints.send(lane, marked)
 
     def _lost(self, job_ids: list[str]) -> None:
         """From the thread of the hints: these were not sent."""
-        asyncio.run_coroutine_threadsafe(self._tx(leases.forget_hints, job_ids), self._loop)
+        asyncio.run_coroutine_threadsafe(self._tx(hints.forget, job_ids), self._loop)

@@ -134,6 +134,7 @@ async def delete(
     completion_id: str, request: Request, front: FrontDep, caller: AuthorizedCaller
 ) -> Response:
     """Delete it with all that was asked and said; one that runs is cancelled first."""
+    jobs.check_single(await front.tx.read(jobs.find, caller.account_id, completion_id))
     job = await cancelled(front, caller.account_id, completion_id)
     await until_ended(front, job, DELETE_WITHIN, request)
     job = await front.tx(jobs.remove, caller.account_id, completion_id)

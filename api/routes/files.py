@@ -12,11 +12,12 @@ from api.deps import AuthorizedCaller, FrontDep
 from api.errors import json_response
 from api.front import Front
 from api.ranges import parse_range
+from api.rendered import file_pages
 from api.wire.files import CONTENT, UPLOAD, FileFilters, file_object
 from api.wire.objects import list_object
 from api.wire.openapi import query_of
 from api.wire.queries import parse_query
-from shared import files
+from shared import batches, files
 from shared.errors import NotFound
 from shared.tables import File
 
@@ -88,18 +89,19 @@ async def content(
 async def delete(file_id: str, front: FrontDep, caller: AuthorizedCaller) -> Response:
     """Delete a file."""
     file = await front.tx.read(files.find, caller.account_id, file_id)
-    # The row goes last: as long as it is there, whatever is left of the file can be found.
-    await front.storage.delete(file.id, file.id + files.REPORT)
-    await front.tx(files.forget, [file.id])
+    if file.batch_id is None:
+        await uploads.discard(front, file.id)
+    else:
+        await front.tx(files.forget, [file.id])  # it was never more than a view of its lines
     return json_response({"id": file.id, "object": "file", "deleted": True})
 
 
 async def _opened(front: Front, file: File, span: tuple[int, int] | None) -> AsyncIterator[bytes]:
-    if file.batch_id is not None:
-        return await rendered(front, file, span)
-    return await front.storage.open(file.id, span)
-
-
-async def rendered(front: Front, file: File, span: tuple[int, int] | None) -> AsyncIterator[bytes]:
-    """A file that a batch made, from its lines. Raises `NotFound` while there are none."""
-    raise NotFound("This file has no content yet.")
+    if file.batch_id is None:
+        return await front.storage.open(file.id, span)
+    batch = await front.tx.read(batches.find, file.account_id, file.batch_id)
+    if file.id not in (batch.output_file_id, batch.error_file_id):
+        raise NotFound("Its lines are tried anew: the batch will have other files.")
+    start, end = span or (0, file.bytes)
+    completed = file.id == batch.output_file_id
+    return file_pages(front.tx, batch.id, start, end, completed=completed)

@@ -19,7 +19,7 @@ from api.wire.shapes import Closed, ModelName, UnixSeconds, without_nul
 from shared import clock
 from shared.administration import nano_credits
 from shared.keys import COMPLETIONS, Scope, Terms
-from shared.limits import Limits
+from shared.limits import AccountLimits, Limits
 from shared.prices import NANO
 from shared.tables import Account, ApiKey, AuditEntry
 
@@ -61,7 +61,13 @@ class StrictLimits(Limits):
     model_config = ConfigDict(strict=True)
 
 
-def plain(limits: StrictLimits | None) -> dict[str, int] | None:
+class StrictAccountLimits(AccountLimits):
+    """An account's, where `"60"` is no number."""
+
+    model_config = ConfigDict(strict=True)
+
+
+def plain(limits: Limits | None) -> dict[str, int] | None:
     """As they are stored: none of them is nothing."""
     return limits.model_dump(exclude_none=True) or None if limits else None
 
@@ -70,13 +76,13 @@ class AccountCreate(Closed):
     """A new account."""
 
     name: Name
-    limits: StrictLimits | None = None
+    limits: StrictAccountLimits | None = None
 
 
 class AccountChange(Closed):
     """What of an account can be changed; null takes its limits away."""
 
-    limits: StrictLimits | None
+    limits: StrictAccountLimits | None
 
 
 class KeyChange(Closed):

@@ -31,6 +31,7 @@ from api.wire.chat_tools import (
 )
 from api.wire.shapes import Closed, Metadata, ModelName, Strict, without_nul
 from api.wire.webhooks import Webhook
+from shared import chat
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -40,10 +41,8 @@ Label = Annotated[str, StringConstraints(max_length=512), without_nul]
 class ChatCompletionRequest(Strict):
     """The body of `POST /v1/chat/completions`."""
 
-    OURS: ClassVar[frozenset[str]] = frozenset(
-        {"background", "on_disconnect", "metadata", "store", "stream", "webhook"}
-    )
-    """Fields that end here: how to wait, and what stored completions are (we keep those)."""
+    OURS: ClassVar[frozenset[str]] = chat.OURS
+    """Fields that end here."""
 
     model: ModelName
     messages: Messages
@@ -137,16 +136,8 @@ class ChatCompletionRequest(Strict):
                         raise wrong(field, "names a tool that is not in 'tools'")
 
     def upstream_body(self, raw: dict[str, Any]) -> dict[str, Any]:
-        """What the upstream gets of `raw`, the JSON this request was made from, value for value.
-
-        Everything the caller sent, known to us or not, except the fields that end here (`OURS`)
-        and `stream_options.include_usage`: the worker always streams and always asks for usage.
-        `metadata` and `store` end here because stored completions are ours to serve.
-        """
-        body = {field: value for field, value in raw.items() if field not in self.OURS}
-        options = body.pop("stream_options", None) or {}
-        options = {name: value for name, value in options.items() if name != "include_usage"}
-        return {**body, "stream_options": options} if options else body
+        """What the upstream gets of `raw`, the JSON this request was made from."""
+        return chat.upstream_body(raw, self.OURS)
 
 
 class MetadataUpdate(Closed):

@@ -15,6 +15,7 @@ RETRY_COUNT: Final = "x-stainless-retry-count"
 """OpenAI's SDKs count here how often they have sent this very request before."""
 SPAN: Final = re.compile(r"([0-9]{1,9})([smhd]?)")
 SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+NDJSON: Final = "application/x-ndjson"
 LONGEST_SPAN: Final = 30 * 86400
 
 
@@ -39,6 +40,11 @@ def parse_sent(request: Request, raw: Any) -> Sent | None:
         by_sdk=count is not None,
         retried=bool(count and count.isdecimal() and count.strip("0")),
     )
+
+
+def is_ndjson(content_type: str | None) -> bool:
+    """Whether a body is lines of JSON by its own word."""
+    return (content_type or "").partition(";")[0].strip().lower() == NDJSON
 
 
 def parse_cancel_after(value: str | None) -> int | None:
@@ -74,3 +80,5 @@ HEADERS: Final = [
     )
 ]
 """The `parameters` in the OpenAPI document of routes that read them."""
+IDEMPOTENCY: Final = HEADERS[:1]
+"""Those of a route that only wants to recognise a request."""

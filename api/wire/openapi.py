@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from api.wire.headers import HEADERS
+from api.wire.headers import HEADERS, IDEMPOTENCY, NDJSON
 
 
 def submission_of(shape: type[BaseModel], *, arrays: bool = False) -> dict[str, Any]:
@@ -20,6 +20,13 @@ def body_of(shape: type[BaseModel], *, arrays: bool = False) -> dict[str, Any]:
     if arrays:
         schema = {"anyOf": [schema, {"type": "array", "items": schema}]}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def batch_of(shape: type[BaseModel], query: type[BaseModel]) -> dict[str, Any]:
+    """The `openapi_extra` of a route whose body has this shape, or is lines and has this query."""
+    described = body_of(shape)
+    described["requestBody"]["content"] |= _LINES
+    return {**described, "parameters": [*query_of(query)["parameters"], *IDEMPOTENCY]}
 
 
 def query_of(shape: type[BaseModel] | None, **more: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +92,25 @@ EVENTS: dict[int | str, dict[str, Any]] = {
     204: _SEEN,
 }
 """Those of a route that tells the life of a job."""
+
+_LINES: dict[str, Any] = {NDJSON: {"schema": {"type": "string"}}}
+RESULTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Lines, as the batch's files have them.",
+        "content": _LINES,
+        "headers": {
+            "X-Incomplete": {
+                "description": "Whether there are, or will be, more of them after these.",
+                "schema": {"type": "string", "enum": ["true", "false"]},
+            },
+            "X-Next-Cursor": {
+                "description": "Where to go on: `after`. Not with `follow`.",
+                "schema": {"type": "string"},
+            },
+        },
+    }
+}
+"""The `responses` of a batch's results."""
 
 FLAG = {"type": "boolean"}
 PLACE = {"type": "integer", "minimum": 0}

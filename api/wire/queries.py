@@ -76,8 +76,8 @@ Query = TypeVar("Query", bound=BaseModel)
 def parse_query(shape: type[Query], items: Iterable[tuple[str, str]]) -> Query:
     """A query string's pairs as filters.
 
-    `status` may be repeated or hold commas; `metadata[k]=v` gathers in `metadata`. Raises
-    `InvalidRequest` for what is unknown, repeated or out of range, with its name as `param`.
+    The `status` of jobs may be repeated or hold commas; `metadata[k]=v` gathers in `metadata`.
+    Raises `InvalidRequest` for what is unknown, repeated or out of range, with its name as `param`.
     """
     found: dict[str, Any] = {}
     metadata: dict[str, str] = {}
@@ -86,7 +86,7 @@ def parse_query(shape: type[Query], items: Iterable[tuple[str, str]]) -> Query:
         key = re.fullmatch(r"metadata\[(.+)\]", name, re.DOTALL)
         if key and "metadata" in shape.model_fields:
             metadata[key[1]] = value
-        elif name == "status" and "status" in shape.model_fields:
+        elif name == "status" and _takes_statuses(shape):
             statuses.update(_status(word) for word in value.split(","))
         elif name in found:
             raise InvalidRequest(f"'{name}' can be given only once.", param=name)
@@ -106,6 +106,11 @@ def parse_flag(value: str | None, name: str) -> bool:
     if value not in (None, "true", "false"):
         raise InvalidRequest(f"Invalid '{name}': should be true or false.", param=name)
     return value == "true"
+
+
+def _takes_statuses(shape: type[BaseModel]) -> bool:
+    field = shape.model_fields.get("status")
+    return field is not None and field.annotation == frozenset[JobStatus]
 
 
 def _status(word: str) -> JobStatus:

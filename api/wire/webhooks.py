@@ -1,7 +1,7 @@
 """Webhooks on the wire: a request's own, registered endpoints, deliveries and events."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 import orjson
 from pydantic import (
@@ -40,35 +40,54 @@ End = Literal[
     "chat.completion.cancelled",
     "chat.completion.expired",
 ]
-Type = Literal[
-    End,
+BatchStep = Literal[
     "batch.in_progress",
     "batch.completed",
     "batch.failed",
     "batch.expired",
     "batch.cancelled",
-    "endpoint.disabled",
 ]
+BATCH_ENDS: Final[tuple[BatchStep, ...]] = (
+    "batch.completed",
+    "batch.failed",
+    "batch.expired",
+    "batch.cancelled",
+)
+Type = Literal[End, BatchStep, "endpoint.disabled"]
 Types = Annotated[list[Type], Field(min_length=1, max_length=len(events.TYPES), fail_fast=True)]
 
 
-class Webhook(Closed):
-    """Where to tell of one job's end. What the address resolves to is asked at each delivery."""
+class Receiver(Closed):
+    """Where to tell of something. What the address resolves to is asked at each delivery."""
 
     url: WebAddress
-    events: Annotated[list[End], Field(min_length=1, max_length=4, fail_fast=True)] | None = None
-    """Which ends to tell of; None means every one."""
     secret: str | None = None
     """`whsec_…`, which signs; without one nothing is signed."""
 
     @model_validator(mode="after")
-    def _can_sign(self) -> "Webhook":
+    def _can_sign(self) -> "Receiver":
         if self.secret is not None:
             try:
                 signatures.key_of(self.secret)
             except ValueError as error:  # in these words, which do not repeat it
                 raise wrong("secret", str(error)) from None
         return self
+
+
+class Webhook(Receiver):
+    """Where to tell of one job's end."""
+
+    events: Annotated[list[End], Field(min_length=1, max_length=4, fail_fast=True)] | None = None
+    """Which ends to tell of; None means every one."""
+
+
+class BatchWebhook(Receiver):
+    """Where to tell of a batch, not of its lines."""
+
+    events: Annotated[
+        list[BatchStep],
+        Field(default_factory=lambda: list(BATCH_ENDS), min_length=1, max_length=5, fail_fast=True),
+    ]
 
 
 class EndpointChange(Closed):

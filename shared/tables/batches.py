@@ -84,7 +84,7 @@ class Batch(SQLModel, table=True):
     stop_at: int | None = Field(default=None, sa_type=BigInteger)
     """When it is cancelled: past this its running lines are stopped."""
     retry_at: int | None = Field(default=None, sa_type=BigInteger)
-    """Its lines that had not completed then are tried anew."""
+    """Its lines that had not completed then are tried anew; null once all of them are."""
     finalizing_at: int | None = Field(default=None, sa_type=BigInteger)
     expires_at: int = Field(default=0, sa_type=BigInteger)
     output_expires_after: int | None = None

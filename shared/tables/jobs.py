@@ -10,12 +10,13 @@ from shared.lifecycle import TERMINAL, JobStatus, Lane
 from shared.tables.indexes import partial
 
 _QUEUED = f"status = '{JobStatus.QUEUED}'"
+_WAITING = f"{_QUEUED} AND hinted_at IS NULL AND run_at IS NULL"
 _RUNNING = f"status = '{JobStatus.IN_PROGRESS}'"
 _ENDED = "status IN ({})".format(", ".join(f"'{status}'" for status in sorted(TERMINAL)))
 
 
 class Job(SQLModel, table=True):
-    """One accepted request. Its status changes only in `jobs.move`."""
+    """One accepted request. Its status changes only in `jobs.move` and `jobs.end_waiting`."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -39,9 +40,19 @@ class Job(SQLModel, table=True):
             unique=True,
         ),
         partial(
-            "ix_jobs_unhinted",
-            *("lane", "account_id", "batch_id", "id"),
-            condition=f"{_QUEUED} AND hinted_at IS NULL",
+            "ix_jobs_unnumbered",
+            *("batch_id", "completed_at", "id"),
+            condition="line IS NOT NULL AND completed_at IS NOT NULL AND result_number IS NULL",
+        ),
+        partial(
+            "ix_jobs_waiting",
+            *("lane", "account_id", "model", "id"),
+            condition=f"{_WAITING} AND batch_id IS NULL",
+        ),
+        partial(
+            "ix_jobs_waiting_lines",
+            *("batch_id", "model", "id"),
+            condition=f"{_WAITING} AND batch_id IS NOT NULL",
         ),
         partial("ix_jobs_queued", "lane", "hinted_at", "run_at", "id", condition=_QUEUED),
         partial("ix_jobs_running", "worker_id", condition=_RUNNING),

@@ -50,6 +50,7 @@ def key(stack: Stack) -> str:
     return text
 
 
+schemathesis.serializer.alias("application/x-ndjson", "text/plain")
 document = schemathesis.openapi.from_dict(create_app(ApiSettings()).openapi())
 
 

@@ -129,6 +129,25 @@ def test_a_request_may_name_its_own_webhook(
     assert all("webhook" not in call.body for call in service.upstream.calls[calls:])
 
 
+def test_a_batch_tells_of_itself_and_not_of_its_lines(
+    service: Stack, http: httpx.Client, receiver: Receiver
+) -> None:
+    """Its own webhook hears of its end, signed; so does an endpoint that names no types."""
+    path, secret = "/batch/" + service.home.name, signatures.new_secret()
+    register(http, receiver.url(path + "/all"))
+    lines = [{"custom_id": str(number), "body": ASKED} for number in range(3)]
+    hook = {"url": receiver.url(path), "secret": secret}
+    made = http.post("/v1/batches", json={"requests": lines, "webhook": hook}).json()
+
+    [own], [registered] = arrived(receiver, path), arrived(receiver, path + "/all")
+    told: Any = service.client().webhooks.unwrap(own.body.decode(), own.headers, secret=secret)
+    assert (told.type, told.data.id) == ("batch.completed", made["id"])
+    assert own.event["data"]["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+    assert registered.event == own.event
+    listed = http.get("/v1/events").json()["data"]
+    assert [event["type"] for event in listed] == ["batch.in_progress", "batch.completed"]
+
+
 def test_a_failing_receiver_is_asked_again_with_the_same_bytes(
     service: Stack, http: httpx.Client, receiver: Receiver
 ) -> None:

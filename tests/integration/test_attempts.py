@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlmodel import Session
 
-from shared import jobs, leases, streams
+from shared import hints, jobs, leases, streams
 from tests.fakes.upstream import (
     Chunk,
     End,
@@ -220,7 +220,7 @@ async def test_a_reader_is_told_at_once_that_its_worker_had_to_stop(shop: Shop) 
 async def test_a_hint_that_comes_during_a_drain_is_not_lost(shop: Shop) -> None:
     """The job asks for another at once, instead of when this one would be too old."""
     job = await shop.submit(Say("Hi"))
-    await shop.bench.tx(leases.mark_hinted, [job.id], after_ms=0)
+    await shop.bench.tx(hints.mark, [job.id], after_ms=0)
     await shop.bench.drain()
     await attempts.run(shop.bench, job.id)
 

@@ -15,11 +15,13 @@ from redis.exceptions import RedisError
 from sqlmodel import Session
 
 from shared import connections, db, jobs, keys, leadership, leases, queue, streams
+from shared.feeding import ROLE
 from shared.jobs import Submission
 from shared.lifecycle import JobStatus, Lane
 from shared.tables import Job, Leader
+from tests.factories import no_models
 from tests.valkey import Valkey
-from workers.control import ROLE, Control, Stillness
+from workers.control import Control, Stillness
 from workers.settings import WorkerSettings
 
 T = TypeVar("T")
@@ -39,7 +41,7 @@ class Room:
     def control(self) -> Control:
         """Start the loops as a process would."""
         celery = queue.connect(self.settings.redis)
-        control = Control(self.settings, self.tx, self.redis, celery)
+        control = Control(self.settings, self.tx, self.redis, celery, no_models)
         control.start()
         self.started.append(control)
         return control

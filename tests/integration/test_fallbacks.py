@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from shared import audit, breakers, db, leases, losses, streams
+from shared import audit, breakers, db, hints, leases, losses, streams
 from shared.errors import Fault, UpstreamOverloaded
 from shared.outcomes import Retry
 from shared.tables import Job
 from tests import sqlite
+from tests.factories import waiting
 from tests.fakes.anthropic import ScriptedAnthropic
 from tests.fakes.upstream import (
     Chunk,
@@ -437,8 +438,8 @@ async def test_a_worker_that_dies_between_two_models_leaves_the_job_to_another(
     await tx(leases.settle, claim.lease, Retry(fault, timedelta(), target=1))
     lane = job.lane
 
-    assert await tx.read(leases.missing, lane, 10) == []
-    assert await tx.read(leases.stale, lane, after_ms=-1_000, limit=10) == [job.id]
+    assert await tx.read(waiting, lane) == []
+    assert await tx.read(hints.stale, lane, after_ms=-1_000, limit=10) == [job.id]
     chain.script("small", [Say("Here I am")])
     await attempts.run(chain.shop.bench, job.id)
     assert (await chain.shop.row(job)).served_model == "small"

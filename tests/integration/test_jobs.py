@@ -10,7 +10,7 @@ from sqlalchemy import func, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, select
 
-from shared import clock, jobs, leases
+from shared import clock, deadlines, jobs, leases
 from shared.errors import IllegalTransition, InvalidRequest, NotFound
 from shared.lifecycle import NEXT, TERMINAL, JobStatus, Lane
 from shared.outcomes import Completed, Retry
@@ -217,12 +217,12 @@ def test_a_job_nobody_reads_is_stopped(sessions: Sessions) -> None:
         job_in(session, JobStatus.COMPLETED, attended_for=-1)
 
     with sessions() as session:
-        stopped = {job.id: job for job in jobs.abandoned(session, 10)}
+        stopped = {job.id: job for job in deadlines.abandoned(session, 10)}
 
         assert set(stopped) == {waiting, running}
         assert stopped[waiting].status == "cancelled"
         assert stopped[running].cancel_requested_at is not None
-        assert jobs.abandoned(session, 10) == []
+        assert deadlines.abandoned(session, 10) == []
 
 
 def test_a_reader_keeps_a_job_alive(sessions: Sessions) -> None:
@@ -232,7 +232,7 @@ def test_a_reader_keeps_a_job_alive(sessions: Sessions) -> None:
 
         jobs.attend(session, [read.id, unread.id], HOUR)
 
-        assert jobs.abandoned(session, 10) == []
+        assert deadlines.abandoned(session, 10) == []
         session.refresh(unread)
         assert unread.attended_until is None
 
@@ -247,12 +247,12 @@ def test_a_job_expires_when_it_did_not_start_in_time(sessions: Sessions) -> None
         job_in(session, JobStatus.CANCELLED)
 
     with sessions() as session:
-        [expired] = jobs.expire(session, 10)
+        [expired] = deadlines.expire(session, 10)
 
         assert (expired.id, expired.status) == (overdue, "expired")
         assert expired.error is not None
         assert expired.error["code"] == "job_expired"
-        assert jobs.expire(session, 10) == []
+        assert deadlines.expire(session, 10) == []
 
 
 def test_a_place_in_the_queue_counts_who_is_ahead(sessions: Sessions) -> None:

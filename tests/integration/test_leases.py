@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import Session
 
-from shared import clock, jobs, leadership, leases, losses, streams
+from shared import clock, feeding, hints, jobs, leadership, leases, losses, streams
 from shared.jobs import Lease
 from shared.lifecycle import JobStatus, Lane
 from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Retry
@@ -21,6 +21,8 @@ from tests.factories import (
     claimed,
     job_in,
     submitted,
+    taken,
+    waiting,
     worker,
 )
 
@@ -100,7 +102,8 @@ def test_a_job_that_may_not_start_is_not_claimed(sessions: Sessions) -> None:
             assert leases.claim(session, job_id, mine) is None
 
         due = submitted(session, run_at=clock.now() - 1_000, expires_at=clock.now() + HOUR).id
-        assert leases.claim(session, due, mine) is not None
+        assert leases.claim(session, due, mine) is None  # not before it was let in
+        assert taken(session, due, mine) is not None
 
 
 def test_a_dead_worker_claims_nothing(sessions: Sessions) -> None:
@@ -168,7 +171,7 @@ def test_a_lost_lease_cannot_finish_the_job(sessions: Sessions, word: str) -> No
         lost = claimed(session).lease
         leases.retire(session, lost.worker_id)
         losses.rescue(session, 10)
-        held = leases.claim(session, lost.job_id, worker(session))
+        held = taken(session, lost.job_id, worker(session))
         assert held is not None
         before = held.job.model_dump()
 
@@ -208,14 +211,14 @@ def test_handing_back_costs_no_attempt(sessions: Sessions) -> None:
         mine = worker(session)
         job_id = submitted(session, max_attempts=1).id
         for number in range(1, 4):
-            claim = leases.claim(session, job_id, mine)
+            claim = taken(session, job_id, mine)
             assert claim is not None
             assert (claim.lease.attempt, claim.tries) == (number, 1)
             job = leases.settle(session, claim.lease, HandedBack())
             assert job is not None
             assert job.status_reason == "waiting_for_worker"
 
-        assert leases.claim(session, job_id, mine) is not None
+        assert taken(session, job_id, mine) is not None
         leases.retire(session, mine)
         [lost] = losses.rescue(session, 10)
         assert (lost.status, lost.attempt, lost.forgiven) == ("failed", 4, 3)
@@ -230,11 +233,13 @@ def test_a_retry_waits_its_time(sessions: Sessions) -> None:
         assert (job.status, job.status_reason) == ("queued", "retry_backoff")
         other = worker(session)
 
-        assert leases.claim(session, lease.job_id, other) is None
-        assert leases.missing(session, "interactive", 1) == []
+        assert taken(session, lease.job_id, other) is None
+        assert feeding.due(session, 1) == waiting(session, most=1) == []
         session.connection().execute(text("UPDATE jobs SET run_at = run_at - 3600001"))
-        assert leases.missing(session, "interactive", 1) == [lease.job_id]
-        again = leases.claim(session, lease.job_id, other)
+        assert feeding.due(session, 1) == [lease.job_id]
+        feeding.come(session, [lease.job_id])
+        assert waiting(session, most=1) == [lease.job_id]
+        again = taken(session, lease.job_id, other)
 
     assert again is not None
     assert (again.lease.attempt, again.tries) == (2, 2)
@@ -277,7 +282,7 @@ def test_a_job_that_loses_every_worker_fails(sessions: Sessions) -> None:
         job_id = submitted(session, max_attempts=2).id
         for number in (1, 2):
             mine = worker(session)
-            claim = leases.claim(session, job_id, mine)
+            claim = taken(session, job_id, mine)
             assert claim is not None
             assert claim.tries == number
             leases.retire(session, mine)
@@ -391,7 +396,7 @@ def test_what_was_given_away_does_not_come_along(sessions: Sessions) -> None:
         lost = claimed(session, by=former)
         leases.retire(session, former)
         losses.rescue(session, 10)
-        held = leases.claim(session, lost.job.id, worker(session))
+        held = taken(session, lost.job.id, worker(session))
         assert held is not None
         leases.succeed(session, former, worker(session), [lost.job.id])
 
@@ -421,14 +426,14 @@ def test_the_sweep_finds_what_has_no_hint(sessions: Sessions) -> None:
         claimed(session)
 
     with sessions() as session:
-        assert leases.missing(session, "interactive", 10) == bare
-        assert leases.missing(session, "interactive", 2) == bare[:2]
-        assert leases.mark_hinted(session, bare[:2], after_ms=HOUR) == bare[:2]
-        assert leases.missing(session, "interactive", 10) == bare[2:]
-        assert leases.mark_hinted(session, bare, after_ms=HOUR) == bare[2:]
-        assert leases.missing(session, "interactive", 10) == []
-        assert leases.hinted(session, "interactive", 10) == 4
-        assert leases.hinted(session, "interactive", 3) == 3
+        assert waiting(session, most=10) == bare
+        assert waiting(session, most=2) == bare[:2]
+        assert hints.mark(session, bare[:2], after_ms=HOUR) == bare[:2]
+        assert waiting(session, most=10) == bare[2:]
+        assert hints.mark(session, bare, after_ms=HOUR) == bare[2:]
+        assert waiting(session, most=10) == []
+        assert hints.out(session, "interactive", 10) == 4
+        assert hints.out(session, "interactive", 3) == 3
 
 
 def test_the_sweep_repeats_hints_that_were_lost(sessions: Sessions) -> None:
@@ -437,14 +442,14 @@ def test_the_sweep_repeats_hints_that_were_lost(sessions: Sessions) -> None:
         job_id = submitted(session).id
         age = text(f"UPDATE jobs SET hinted_at = hinted_at - {2 * HOUR}")
 
-        assert leases.stale(session, "interactive", after_ms=HOUR, limit=10) == []
+        assert hints.stale(session, "interactive", after_ms=HOUR, limit=10) == []
         session.connection().execute(age)
-        assert leases.stale(session, "interactive", after_ms=HOUR, limit=10) == [job_id]
-        assert leases.mark_hinted(session, [job_id], after_ms=HOUR) == [job_id]
-        assert leases.stale(session, "interactive", after_ms=HOUR, limit=10) == []
+        assert hints.stale(session, "interactive", after_ms=HOUR, limit=10) == [job_id]
+        assert hints.mark(session, [job_id], after_ms=HOUR) == [job_id]
+        assert hints.stale(session, "interactive", after_ms=HOUR, limit=10) == []
 
-        leases.forget_hints(session, [job_id])
-        assert leases.missing(session, "interactive", 10) == [job_id]
+        hints.forget(session, [job_id])
+        assert waiting(session, most=10) == [job_id]
 
 
 def test_two_sweeps_at_once_hint_each_job_once(sessions: Sessions) -> None:
@@ -452,7 +457,7 @@ def test_two_sweeps_at_once_hint_each_job_once(sessions: Sessions) -> None:
     with sessions() as session:
         made = sorted(submitted(session, hinted=False).id for _ in range(20))
 
-    found = sessions.at_once(*[partial(leases.mark_hinted, job_ids=made, after_ms=HOUR)] * 2)
+    found = sessions.at_once(*[partial(hints.mark, job_ids=made, after_ms=HOUR)] * 2)
 
     assert sorted(found[0] + found[1]) == made
 

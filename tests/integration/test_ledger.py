@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import Session, col, func, select
 
-from shared import accounts, db, ids, jobs, leases, ledger, losses
+from shared import accounts, db, deadlines, ids, jobs, leases, ledger, losses
 from shared.errors import InsufficientCredits
 from shared.jobs import Lease
 from shared.lifecycle import JobStatus
@@ -99,8 +99,8 @@ def test_what_never_ran_costs_nothing(sessions: Sessions) -> None:
         jobs.cancel(session, account_id, priced(session).id)
         expired = priced(session, expires_at=1)
         stopped = priced(session, stop_after=-1000)
-        jobs.expire(session, 10)
-        jobs.overdue(session, 10)
+        deadlines.expire(session, 10)
+        deadlines.overdue(session, 10)
 
         ends = {
             session.get_one(Job, job.id, populate_existing=True).status
@@ -257,9 +257,9 @@ async def test_processes_never_wait_for_each_other_crosswise(
 
 
 ENDS: dict[str, tuple[dict[str, Any], Callable[[Session], object]]] = {
-    "expire": ({"expires_at": 1}, partial(jobs.expire, limit=10)),
-    "overdue": ({"stop_after": -1000}, partial(jobs.overdue, limit=10)),
-    "abandoned": ({"attended_for": -1000}, partial(jobs.abandoned, limit=10)),
+    "expire": ({"expires_at": 1}, partial(deadlines.expire, limit=10)),
+    "overdue": ({"stop_after": -1000}, partial(deadlines.overdue, limit=10)),
+    "abandoned": ({"attended_for": -1000}, partial(deadlines.abandoned, limit=10)),
 }
 
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 from sqlalchemy import text
 from sqlmodel import Session, col, select
 
-from shared import clock, jobs, leases, losses, retention
+from shared import clock, deadlines, jobs, leases, losses, retention
 from shared.audit import examine
 from shared.errors import IllegalTransition
 from shared.jobs import Lease
@@ -202,7 +202,7 @@ class Lives(RuleBasedStateMachine):
                 session.connection().execute(
                     text(f"UPDATE jobs SET {column} = {column} - {hour} WHERE {due}")
                 )
-        for sweep in (jobs.expire, jobs.overdue, jobs.abandoned):
+        for sweep in (deadlines.expire, deadlines.overdue, deadlines.abandoned):
             with self.step() as session:
                 sweep(session, 10)
 

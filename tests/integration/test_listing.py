@@ -9,10 +9,23 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlmodel import Session, update
 
-from shared import accounts, clock, jobs, leases, listing, losses, retention
+from shared import (
+    accounts,
+    clock,
+    deadlines,
+    feeding,
+    hints,
+    jobs,
+    leases,
+    listing,
+    losses,
+    retention,
+    sources,
+)
 from shared.errors import InvalidRequest
-from shared.lifecycle import JobStatus
+from shared.lifecycle import JobStatus, Lane
 from shared.listing import Filters
+from shared.sources import Source
 from shared.tables import Job
 from tests.factories import HOUR, Sessions, job_in, submission, submitted, worker
 
@@ -126,15 +139,23 @@ QUERIES: dict[str, Callable[[Session, str, str], object]] = {
     ),
     "claim": lambda session, _, job: leases.claim(session, job, "wkr_1"),
     "position": lambda session, _, job: jobs.position(session, session.get_one(Job, job)),
-    "expire": lambda session, *_: jobs.expire(session, 10),
-    "abandoned": lambda session, *_: jobs.abandoned(session, 10),
+    "expire": lambda session, *_: deadlines.expire(session, 10),
+    "abandoned": lambda session, *_: deadlines.abandoned(session, 10),
     "rescue": lambda session, *_: losses.rescue(session, 10),
     "suspects": lambda session, *_: losses.suspects(session, stale_ms=9, lease_ms=9, limit=10),
     "beat": lambda session, *_: leases.beat(session, worker(session)),
-    "missing": lambda session, *_: leases.missing(session, "interactive", 10),
-    "stale": lambda session, *_: leases.stale(session, "interactive", after_ms=9, limit=10),
-    "mark": lambda session, _, job: leases.mark_hinted(session, [job], after_ms=9),
-    "hinted": lambda session, *_: leases.hinted(session, "interactive", 10),
+    "waiting": lambda session, *_: sources.waiting(session, Lane.BATCH, 10),
+    "next": lambda session, account, _: sources.next_of(
+        session, Lane.INTERACTIVE, {Source(account, None, "test", 1): 1}
+    ),
+    "next line": lambda session, account, _: sources.next_of(
+        session, Lane.BATCH, {Source(account, "batch_1", "test", 1): 1}
+    ),
+    "flight": lambda session, *_: feeding.flight(session),
+    "due": lambda session, *_: feeding.due(session, 10),
+    "stale": lambda session, *_: hints.stale(session, "interactive", after_ms=9, limit=10),
+    "mark": lambda session, _, job: hints.mark(session, [job], after_ms=9),
+    "hinted": lambda session, *_: hints.out(session, "interactive", 10),
     "prune": lambda session, *_: retention.prune(session, 0, 10),
     "anonymise": lambda session, *_: retention.anonymise(session, 0, 10),
     "forget workers": lambda session, *_: retention.forget_workers(session, 0, 10),
@@ -168,7 +189,7 @@ def recorded(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
     seen: list[tuple[str, Any]] = []
 
     def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        if re.match(r"SELECT|UPDATE|DELETE", statement) and re.search(r"\bjobs\b", statement):
+        if re.match(r"SELECT|WITH|UPDATE|DELETE", statement) and re.search(r"\bjobs\b", statement):
             seen.append((statement, parameters))
 
     event.listen(engine, "before_cursor_execute", note)

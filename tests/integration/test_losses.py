@@ -7,11 +7,12 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import Session
 
-from shared import db, jobs, leases, losses
+from shared import db, hints, jobs, leases, losses
 from shared.lifecycle import Lane
 from shared.outcomes import Completed, HandedBack
 from shared.tables import Job
-from tests.factories import SAID, Sessions, submitted, worker
+from tests.factories import SAID, Sessions, submitted, taken, worker
+from tests.factories import waiting as queued
 from workers.probation import Probation
 
 STALE = 60_000
@@ -23,7 +24,7 @@ def lose(session: Session, *job_ids: str) -> dict[str, Job]:
     """One worker takes these jobs and dies; they as they are then."""
     mine = worker(session)
     for job_id in job_ids:
-        assert leases.claim(session, job_id, mine) is not None
+        assert taken(session, job_id, mine) is not None
     leases.retire(session, mine)
     return {job.id: job for job in losses.rescue(session, 10)}
 
@@ -96,15 +97,15 @@ def test_suspects_wait_for_their_own_turn(sessions: Sessions) -> None:
 
         assert waiting(session) == [*pair, other]
         for lane in Lane:
-            assert leases.missing(session, lane.value, 10) == []
-            assert leases.stale(session, lane.value, after_ms=0, limit=10) == []
+            assert queued(session, lane) == []
+            assert hints.stale(session, lane.value, after_ms=0, limit=10) == []
 
 
 def test_a_suspect_that_was_handed_back_is_one_still(sessions: Sessions) -> None:
     """Its worker left in good order, which proves nothing."""
     with sessions() as session:
         [job_id] = suspects(session, 1)
-        claim = leases.claim(session, job_id, worker(session))
+        claim = taken(session, job_id, worker(session))
         assert claim is not None
         leases.settle(session, claim.lease, HandedBack())
 
@@ -117,7 +118,7 @@ def test_probation_lasts_as_long_as_its_losses_ask_for(sessions: Sessions) -> No
         [job_id] = suspects(session, 1)
         assert not on_probation(session)
 
-        leases.mark_hinted(session, [job_id], after_ms=STALE)
+        hints.mark(session, [job_id], after_ms=STALE)
         assert on_probation(session)
         assert waiting(session) == []
 
@@ -133,7 +134,7 @@ def test_a_suspect_whose_hint_was_lost_waits_again(sessions: Sessions) -> None:
     """Otherwise it would be on probation for ever."""
     with sessions() as session:
         [job_id] = suspects(session, 1)
-        leases.mark_hinted(session, [job_id], after_ms=STALE)
+        hints.mark(session, [job_id], after_ms=STALE)
         session.connection().execute(text(f"UPDATE jobs SET hinted_at = hinted_at - {STALE + 1}"))
 
         assert not on_probation(session)
@@ -155,7 +156,7 @@ async def test_a_group_that_does_no_harm_lets_in_twice_as_many(
     let_in: list[str] = []
 
     async def hint(_: Lane, job_ids: Sequence[str]) -> None:
-        let_in.extend(await tx(leases.mark_hinted, job_ids, after_ms=STALE))
+        let_in.extend(await tx(hints.mark, job_ids, after_ms=STALE))
 
     async def turn() -> list[str]:
         let_in.clear()
@@ -177,7 +178,7 @@ async def test_a_group_that_does_no_harm_lets_in_twice_as_many(
     assert await turn() == []
     survive(many[:1])
     assert await turn() == many[1:3]
-    await tx(leases.forget_hints, many[1:3])
+    await tx(hints.forget, many[1:3])
     assert await turn() == many[1:3]
     survive(many[1:3])
     assert await turn() == many[3:7]

@@ -13,12 +13,34 @@ from redis.asyncio import Redis
 from sqlalchemy import func, text
 from sqlmodel import Session, select
 
-from shared import clock, connections, db, jobs, leases, queue, retention, streams
+from shared import (
+    batch_results,
+    batches,
+    clock,
+    connections,
+    db,
+    jobs,
+    leases,
+    queue,
+    retention,
+    streams,
+)
 from shared.audit import examine
 from shared.db import Transactions
 from shared.errors import ContentExpired, NotFound
 from shared.lifecycle import JobStatus
-from shared.tables import Attempt, IdempotencyKey, Job, JobContent, JobMetadata, Worker
+from shared.rendering import rendered
+from shared.tables import (
+    Attempt,
+    Batch,
+    File,
+    IdempotencyKey,
+    Job,
+    JobContent,
+    JobMetadata,
+    Worker,
+)
+from tests.batches import advance, begun, run
 from tests.factories import (
     HOUR,
     Sessions,
@@ -243,3 +265,40 @@ def test_the_beat_asks_for_a_clean_up_as_soon_as_it_starts(
             assert eventually(asked, 30) == 1
     finally:
         beat.stop()
+
+
+async def test_a_batch_goes_as_a_whole(sessions: Sessions, redis_server: Valkey) -> None:
+    """Its lines, those that were tried anew and its files: none before it has ended long enough."""
+    with sessions() as session:
+        kept, gone = begun(session, 1), begun(session, 2)
+        run(session, kept, 1, JobStatus.COMPLETED)
+        run(session, gone, 1, JobStatus.FAILED)
+        run(session, gone, 2, JobStatus.COMPLETED)
+        advance(session, gone)
+        batches.retry(session, gone.account_id, gone.id)
+        advance(session, gone)
+        run(session, gone, 1, JobStatus.COMPLETED)
+    async with stores(sessions.url, redis_server) as (tx, client):
+        enforce = partial(retention.enforce, tx, client)
+        for contents_for in (None, timedelta()):
+            await enforce(jobs_for=timedelta(), contents_for=contents_for)
+            with sessions() as session:
+                assert [count(session, table) for table in (Job, JobContent)] == [4, 4]
+
+        with sessions() as session:
+            advance(session, session.get_one(Batch, gone.id))
+            assert count(session, File) == 3
+        await enforce(jobs_for=timedelta(days=1), contents_for=timedelta())
+        with sessions() as session:
+            batch = session.get_one(Batch, gone.id)
+            [line, *_] = batch_results.results(session, gone.id, after=0, limit=9)
+            assert b"content_expired" in rendered(line)
+            assert [count(session, table) for table in (Job, JobContent, File)] == [4, 1, 2]
+            assert (batch.status, batch.results) == ("completed", 3)
+        assert examine(sessions.engine).flaws == []
+
+        await enforce(jobs_for=timedelta(), contents_for=None)
+    with sessions() as session:
+        assert list(session.exec(select(Batch.id))) == [kept.id]
+        assert list(session.exec(select(Job.batch_id))) == [kept.id]
+    assert examine(sessions.engine).flaws == []

@@ -14,10 +14,10 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlmodel import Session
 
-from shared import clock, connections, db, jobs, lanes, leases, queue
+from shared import clock, connections, db, deadlines, feeding, hints, lanes, leases, queue
 from shared.lifecycle import Lane
 from shared.tables import Job
-from tests.factories import HOUR, Sessions, submitted
+from tests.factories import HOUR, Sessions, no_models, submitted, waiting
 from tests.valkey import Valkey
 from workers.control import AT_ONCE, Control
 from workers.settings import WorkerSettings
@@ -64,12 +64,14 @@ def effort(session: Session) -> int:
     if connection.dialect.name == "sqlite":
         connection.connection.set_progress_handler(count, 100)
     lane = Lane.INTERACTIVE.value
-    found = leases.missing(session, lane, AT_ONCE)
-    assert leases.mark_hinted(session, found, after_ms=HOUR) == found != []
-    assert leases.hinted(session, lane, WINDOW) == AT_ONCE
-    assert leases.stale(session, lane, after_ms=HOUR, limit=WINDOW) == []
+    found = waiting(session, lane, AT_ONCE)
+    assert feeding.due(session, AT_ONCE) == []
+    assert feeding.flight(session).accounts.total() == 0
+    assert hints.mark(session, found, after_ms=HOUR) == found != []
+    assert hints.out(session, lane, WINDOW) == AT_ONCE
+    assert hints.stale(session, lane, after_ms=HOUR, limit=WINDOW) == []
     assert lanes.running(session, lane) == 0
-    for step in (jobs.expire, jobs.overdue, jobs.abandoned):
+    for step in (deadlines.expire, deadlines.overdue, deadlines.abandoned):
         assert step(session, AT_ONCE) == []
     if connection.dialect.name == "sqlite":
         connection.connection.set_progress_handler(None, 0)
@@ -106,7 +108,9 @@ class Desk:
 
     def start(self) -> None:
         """Begin to turn."""
-        control = Control(self.settings, self.tx, self.redis, queue.connect(self.settings.redis))
+        control = Control(
+            self.settings, self.tx, self.redis, queue.connect(self.settings.redis), no_models
+        )
         control.start()
         self.started.append(control)
 

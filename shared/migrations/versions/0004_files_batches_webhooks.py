@@ -8,6 +8,8 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+WAITING = "status = 'queued' AND hinted_at IS NULL AND run_at IS NULL"
+
 
 def upgrade() -> None:
     """Apply."""
@@ -168,10 +170,22 @@ def upgrade() -> None:
         condition="result_number IS NOT NULL",
     )
     _index(
-        "ix_jobs_unhinted",
+        "ix_jobs_unnumbered",
         "jobs",
-        ["lane", "account_id", "batch_id", "id"],
-        condition="status = 'queued' AND hinted_at IS NULL",
+        ["batch_id", "completed_at", "id"],
+        condition="line IS NOT NULL AND completed_at IS NOT NULL AND result_number IS NULL",
+    )
+    _index(
+        "ix_jobs_waiting",
+        "jobs",
+        ["lane", "account_id", "model", "id"],
+        condition=f"{WAITING} AND batch_id IS NULL",
+    )
+    _index(
+        "ix_jobs_waiting_lines",
+        "jobs",
+        ["batch_id", "model", "id"],
+        condition=f"{WAITING} AND batch_id IS NOT NULL",
     )
 
 
@@ -191,7 +205,7 @@ def _index(
 
 def downgrade() -> None:
     """Undo."""
-    for index in ("custom_id", "line", "result", "unhinted"):
+    for index in ("custom_id", "line", "result", "unnumbered", "waiting", "waiting_lines"):
         op.drop_index(f"ix_jobs_{index}", "jobs")
     op.drop_column("jobs", "hold_due")
     op.drop_column("jobs", "result_number")

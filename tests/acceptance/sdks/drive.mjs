@@ -6,6 +6,7 @@
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { setTimeout } from "node:timers/promises";
 
 const [folder, name] = process.argv.slice(2);
 const { OpenAI, APIError } = createRequire(join(folder, "package.json"))(name);
@@ -75,6 +76,24 @@ const FORMS = {
     for await (const file of client.files.list({ limit: 1 })) seen.names.push(file.filename);
     seen.content = await (await client.files.content(made[0].id)).text();
     seen.deleted = await client.files.delete(made[0].id);
+  },
+  async batch(client, asked, seen) {
+    const uploaded = new File([asked.content], "in.jsonl");
+    const { id } = await client.files.create({ file: uploaded, purpose: "batch" });
+    const endpoint = "/v1/chat/completions";
+    const terms = { input_file_id: id, endpoint, completion_window: "24h" };
+    seen.created = await client.batches.create({ ...terms, metadata: asked.metadata });
+    do {
+      await setTimeout(200);
+      seen.batch = await client.batches.retrieve(seen.created.id);
+    } while (!ENDED.has(seen.batch.status));
+    if (seen.batch.output_file_id) {
+      seen.output = await (await client.files.content(seen.batch.output_file_id)).text();
+    }
+    const other = await client.batches.create(terms);
+    seen.cancelled = await client.batches.cancel(other.id);
+    seen.ids = [];
+    for await (const each of client.batches.list({ limit: 1 })) seen.ids.push(each.id);
   },
   async tools(client, asked, seen) {
     const tool = {

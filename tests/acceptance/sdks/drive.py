@@ -8,6 +8,7 @@ Reads what to do as JSON, one form a line, and prints what came of it, one line 
 import functools
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -110,6 +111,24 @@ def files(client: OpenAI, asked: Asked, seen: Asked) -> None:
     seen["deleted"] = _shown(client.files.delete(made[0].id))
 
 
+def batch(client: OpenAI, asked: Asked, seen: Asked) -> None:
+    """Upload an input, make a batch of it, poll it, read its output, list all, cancel another."""
+    content = asked["content"].encode()
+    file = client.files.create(file=("in.jsonl", content), purpose="batch")
+    terms: Any = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    found = client.batches.create(input_file_id=file.id, metadata=asked["metadata"], **terms)
+    seen["created"] = _shown(found)
+    while found.status not in ENDED:
+        time.sleep(0.2)
+        found = client.batches.retrieve(found.id)
+    seen["batch"] = _shown(found)
+    if found.output_file_id is not None:
+        seen["output"] = client.files.content(found.output_file_id).read().decode()
+    other = client.batches.create(input_file_id=file.id, **terms)
+    seen["cancelled"] = _shown(client.batches.cancel(other.id))
+    seen["ids"] = [each.id for each in client.batches.list(limit=1)]
+
+
 FORMS: dict[str, Callable[[OpenAI, Asked, Asked], None]] = {
     "create": create,
     "stream": stream,
@@ -123,6 +142,7 @@ FORMS: dict[str, Callable[[OpenAI, Asked, Asked], None]] = {
     "messages": messages,
     "models": models,
     "files": files,
+    "batch": batch,
 }
 
 

@@ -1,0 +1,44 @@
+"""Commit what a caller submits; in doubt, find out whether that took place."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, TypeVar
+
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session
+
+from api.front import Front
+from shared.db import DatabaseUnavailable
+from shared.errors import IdempotencyInFlight
+
+LOOK_EVERY: Final = 0.1
+"""Seconds between two looks at a commit."""
+DOUBT_WITHIN: Final = 10.0
+"""Seconds in which to learn what became of it, or of that of the same request elsewhere."""
+
+R = TypeVar("R")
+
+
+async def commit(front: Front, account_id: str, work: Callable[[Session, bool], R]) -> R:
+    """What `work` makes for the account; its argument says whether that was tried before.
+
+    Then it may have been made already, and is to be found. Raises what it raises, or `Unavailable`.
+    """
+    try:
+        return await front.tx.by(account_id, work, False)
+    except DatabaseUnavailable as error:
+        if not error.maybe_committed:
+            raise
+        doubt: Exception = error
+    except IdempotencyInFlight as error:
+        doubt = error
+    try:
+        async with asyncio.timeout(DOUBT_WITHIN):
+            while True:
+                await asyncio.sleep(LOOK_EVERY)
+                # A collision means that the doubtful commit took place while we tried again.
+                with suppress(DatabaseUnavailable, IdempotencyInFlight, IntegrityError):
+                    return await front.tx.by(account_id, work, True)
+    except TimeoutError:
+        raise doubt from None

@@ -1,0 +1,139 @@
+"""What is in flight, and who is let in: what the feeder does with rows.
+
+A job that waits for its turn has no `run_at` and no hint.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+from typing import Final, NamedTuple
+
+import sqlalchemy
+from sqlalchemy import func, update
+from sqlmodel import Session, col, select
+
+from shared import hints, ledger
+from shared.clock import database_now
+from shared.errors import InsufficientCredits, KeyLimitReached
+from shared.lifecycle import JobStatus, Lane
+from shared.limits import AccountLimits
+from shared.tables import Account, Job, Leader
+
+ROLE: Final = "control"
+"""Whose holder alone lets jobs in, so that nobody has to count twice."""
+_QUEUED: Final = (col(Job.status) == JobStatus.QUEUED.value, col(Job.hinted_at).is_(None))
+_PUT_OFF: Final = (*_QUEUED, col(Job.run_at) <= database_now())
+
+
+class Flight(NamedTuple):
+    """How many jobs run or may start any moment."""
+
+    accounts: Counter[str]
+    models: Counter[str]
+    batches: Counter[str]
+
+
+class LetIn(NamedTuple):
+    """What became of those whose turn it was."""
+
+    hinted: list[str]
+    short: set[str]
+    """Accounts that cannot pay for their next job now."""
+
+
+def due(session: Session, limit: int) -> list[str]:
+    """The jobs whose time has come since they were put off."""
+    planned = select(col(Job.id)).where(
+        *_PUT_OFF,
+        col(Job.lane).in_([lane.value for lane in Lane]),  # how the index begins
+    )
+    return list(session.exec(planned.limit(limit)))
+
+
+def come(session: Session, job_ids: Sequence[str]) -> None:
+    """Let these wait for their turn from now on."""
+    waiting = update(Job).where(col(Job.id).in_(job_ids), *_PUT_OFF)
+    session.execute(waiting.values(run_at=None, status_reason="waiting_for_worker"))
+
+
+def flight(session: Session) -> Flight:
+    """What runs and what has a hint, by account, model as it was named, and batch."""
+    counts = Flight(Counter(), Counter(), Counter())
+    running = [col(Job.status) == JobStatus.IN_PROGRESS.value]
+    out = [
+        # In the words of the index: it is read from the first hint on.
+        [
+            col(Job.status) == JobStatus.QUEUED.value,
+            col(Job.lane) == lane.value,
+            col(Job.hinted_at) > 0,
+        ]
+        for lane in Lane
+    ]
+    # Counted here: to group them, SQLite would walk through all jobs there are, in order.
+    whose = sqlalchemy.select(col(Job.account_id), col(Job.model), col(Job.batch_id))
+    for which in (running, *out):
+        for account_id, model, batch_id in session.execute(whose.where(*which)):
+            counts.accounts[account_id] += 1
+            counts.models[model] += 1
+            counts.batches[batch_id or ""] += 1
+    return counts
+
+
+def terms(session: Session, account_ids: Collection[str]) -> dict[str, AccountLimits]:
+    """Of those of these accounts that have any."""
+    limited = select(Account.id, Account.limits).where(
+        col(Account.id).in_(account_ids), col(Account.limits).is_not(None)
+    )
+    return {
+        account_id: AccountLimits.model_validate(limits)
+        for account_id, limits in session.exec(limited)
+    }
+
+
+def let_in(session: Session, holder: str, job_ids: Sequence[str], *, after_ms: int) -> LetIn:
+    """Mark these as hinted, as far as they can be paid for, if `holder` still leads.
+
+    What a job may cost is set aside here when it was not at its submission.
+    """
+    leads = select(Leader.holder).where(col(Leader.role) == ROLE).with_for_update(read=True)
+    if session.exec(leads).first() != holder:
+        return LetIn([], set())
+    unpaid = select(Job.account_id, Job.key_id, Job.id, Job.hold_due).where(
+        col(Job.id).in_(job_ids),
+        col(Job.status) == JobStatus.QUEUED.value,
+        col(Job.hold_due).is_not(None),
+    )
+    # In the order of accounts, as everybody locks them.
+    in_turn = unpaid.order_by(col(Job.account_id), col(Job.key_id), col(Job.id))
+    rows = session.exec(in_turn.with_for_update()).all()  # none may end before it is marked
+    refused: set[str] = set()
+    short: set[str] = set()
+    for (account_id, key_id), owed in groupby(rows, key=lambda row: (row[0], row[1])):
+        holds = {job_id: hold_due or 0 for _, _, job_id, hold_due in owed}
+        paid = _hold(session, account_id, key_id, holds)
+        if len(paid) < len(holds):
+            short.add(account_id)
+            refused |= holds.keys() - paid
+    marked = hints.mark(
+        session,
+        [job_id for job_id in job_ids if job_id not in refused],
+        after_ms=after_ms,
+        also={"held": func.coalesce(col(Job.hold_due), col(Job.held)), "hold_due": None},
+    )
+    return LetIn(marked, short)
+
+
+def _hold(
+    session: Session, account_id: str, key_id: str | None, holds: Mapping[str, int]
+) -> Collection[str]:
+    """Set aside what the first of these may cost, as many as there are credits for."""
+    some = dict(holds)
+    while some:
+        try:
+            with session.begin_nested():
+                ledger.hold(session, account_id, some, key_id=key_id)
+        except (InsufficientCredits, KeyLimitReached):
+            some = dict(list(some.items())[: len(some) // 2])
+        else:
+            return some.keys()
+    return ()
