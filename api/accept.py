@@ -102,8 +102,8 @@ async def accept(
     """Commit the jobs, all or none, then hint those that may start at once.
 
     A request that came before leads to the jobs it became then (True). A later moment, the batch
-    lane and a full queue are left to the sweep. Raises `RateLimited`, `IdempotencyKeyReused`, or
-    `Unavailable` when the queue is full or the database does not answer.
+    lane, a limit on running jobs and a full queue are left to the feeder. Raises `RateLimited`,
+    `IdempotencyKeyReused`, or `Unavailable` when the queue is full or the database does not answer.
     """
     if sent is not None and sent.retried and sent.key is None:
         earlier = await _sent_before(front, submissions[0], sent)

@@ -53,4 +53,4 @@ class Backlog:
 
     async def _look(self) -> None:
         # While the database is away, what we knew last will do; nothing is accepted meanwhile.
-        self.depths = Counter(await self._tx.read(lanes.depths))
+        self.depths = await self._tx.read(lanes.depths)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Final
 
@@ -20,16 +20,19 @@ from api.settings import ApiSettings
 from api.throttle import Throttle
 from api.tokens import Tokens
 from api.window import Window
-from shared import catalog, connections, db, hints, queue, reload, streams
+from shared import catalog, connections, db, hints, queue, reload, standing, streams
 from shared.catalog import Catalog
+from shared.errors import ModelNotFound
+from shared.lifecycle import JobStatus
 from shared.queue import Hints
+from shared.standing import Standing
 from shared.storage import Storage
 from shared.tables import Job
 
 log = structlog.get_logger()
 
 LAST_HINTS_WITHIN: Final = timedelta(seconds=2)
-"""For the hints that still wait when the process ends; the sweep sends what is not sent by then."""
+"""For the hints that still wait when the process ends; the feeder sends what is left."""
 
 
 class Front:
@@ -77,6 +80,15 @@ class Front:
         self.hub.wake()
         self.watches.wake()
 
+    async def standing(self, job: Job) -> Standing | None:
+        """The place in its lane of a job that waits."""
+        if job.status != JobStatus.QUEUED:
+            return None
+        capped = False
+        with suppress(ModelNotFound):
+            capped = self.catalog.find(job.model).running is not None
+        return await self.tx.read(standing.look, job, capped=capped)
+
     async def forget(self, job: Job) -> None:
         """Delete a deleted job's log."""
         try:
@@ -86,7 +98,7 @@ class Front:
             log.warning("log_not_deleted", job_id=job.id, error=str(error))  # it expires
 
     def _lost(self, job_ids: list[str]) -> None:
-        """From the thread of the hints: these were not sent, the sweep has to."""
+        """From the thread of the hints: these were not sent, the feeder has to."""
         asyncio.run_coroutine_threadsafe(self.tx(hints.forget, job_ids), self._loop)
 
 

@@ -16,7 +16,7 @@ LOOK_EVERY = 1.0
 class Window:
     """The interactive lane's queue, as full as it was a moment ago and as we have filled it since.
 
-    Batch jobs never go in from here: the sweep lets in as many as there are slots for.
+    Batch jobs never go in from here: the feeder lets in as many as there are slots for.
     """
 
     def __init__(self, redis: Redis, size: int) -> None:

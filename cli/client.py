@@ -14,6 +14,17 @@ from cli.options import DEFAULT_URL
 SILENCE = 45.0
 """Seconds without a byte after which a connection is dead; the API says something every ten."""
 
+MOST_PROBLEMS = 10
+"""Of a batch's lines that are shown."""
+
+
+class Refused(Failure):
+    """The API has answered, and not with what was asked for."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -59,19 +70,21 @@ def call(client: httpx.Client, method: str, path: str, **options: Any) -> dict[s
 
 
 def refuse(response: httpx.Response) -> None:
-    """Raise `Failure` with the API's own sentence when the answer is an error."""
+    """Raise `Refused` with the API's own sentence when the answer is an error."""
     if response.is_success:
         return
     response.read()
     try:
         error = response.json()["error"]
-        message, code = error["message"], error["code"]
+        message, code, problems = error["message"], error["code"], error.get("errors") or []
     except (ValueError, LookupError, TypeError):
-        message, code = response.text[:500] or response.reason_phrase, None
+        message, code, problems = response.text[:500] or response.reason_phrase, None, []
     sentence = f"{message} (HTTP {response.status_code}{f', {code}' if code else ''})"
     if response.status_code == 401:
         sentence += " Set SLUICE_API_KEY to a valid key; `sluice keys create` makes one."
-    raise Failure(sentence, code=FAILED)
+    for one in problems[:MOST_PROBLEMS]:
+        sentence += f"\n  line {one['line']}: {one['message']}"
+    raise Refused(sentence, response.status_code)
 
 
 def unreachable(client: httpx.Client, error: httpx.TransportError) -> Failure:

@@ -10,39 +10,11 @@ import httpx
 from cli import sse
 from cli.client import refuse, unreachable
 from cli.failure import Failure
-from cli.screen import note
+from cli.patience import COME_BACK, PATIENCE, Patience, insist
 
-PATIENCE = 60.0
-"""Seconds without any answer after which we give up; the job goes on."""
-LONGEST_PAUSE = 2.0
 PROVEN = 5.0
 """Seconds after which an open connection is a good one."""
-COME_BACK = frozenset({429, 500, 502, 503, 504})
 ENDED = frozenset({"completed", "failed", "cancelled", "expired"})
-
-
-class Patience:
-    """How often to try again, and for how long: renewed by every sign of life."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.renew()
-
-    def renew(self) -> None:
-        """Something was heard."""
-        self._until = time.monotonic() + self._seconds
-        self._pause = 0.1
-        self._told = False
-
-    def wait(self, failure: Failure) -> None:
-        """Pause before the next try; raises `failure` when there was nothing for too long."""
-        if time.monotonic() + self._pause > self._until:
-            raise failure
-        if not self._told:
-            note("The connection was lost; trying again …")
-            self._told = True
-        time.sleep(self._pause)
-        self._pause = min(self._pause * 2, LONGEST_PAUSE)
 
 
 def follow(
@@ -79,21 +51,12 @@ def follow(
 def until_ended(client: httpx.Client, job_id: str, patience: float = PATIENCE) -> dict[str, Any]:
     """The job's `chat.completion` once it has ended. Raises `Failure` as `follow` does."""
     waiting = Patience(patience)
+    path, held = f"/v1/chat/completions/{job_id}", {"Prefer": "wait=20"}
     while True:
-        failure: Failure
-        try:
-            response = client.get(f"/v1/chat/completions/{job_id}", headers={"Prefer": "wait=20"})
-            if response.status_code not in COME_BACK:
-                refuse(response)
-                waiting.renew()
-                completion: dict[str, Any] = json.loads(response.content)
-                if completion.get("status", "completed") in ENDED:
-                    return completion
-                continue
-            failure = Failure(f"The API answers {response.status_code}.")
-        except httpx.TransportError as error:
-            failure = unreachable(client, error)
-        waiting.wait(failure)
+        response = insist(client, lambda: client.get(path, headers=held), waiting)
+        completion: dict[str, Any] = json.loads(response.content)
+        if completion.get("status", "completed") in ENDED:
+            return completion
 
 
 def _draining(event: sse.Event) -> bool:

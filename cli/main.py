@@ -14,6 +14,8 @@ from cli import (
     accounts,
     ask,
     audit_log,
+    batch_run,
+    batches,
     credits,
     doctor,
     jobs,
@@ -73,7 +75,21 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "valkey": processes.valkey,
     },
 }
-RECEIVERS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+CLIENTS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "batch": (
+        "Run up to 100,000 requests from a file, and see how batches come along.",
+        {
+            "run": batch_run.run,
+            "list": batches.list_all,
+            "show": batches.show,
+            "results": batches.results,
+            "cancel": batches.cancel,
+            "pause": batches.pause,
+            "resume": batches.resume,
+            "retry": batches.retry,
+            "change": batches.change,
+        },
+    ),
     "webhooks": (
         "Register receivers of events, and see what became of each delivery.",
         {
@@ -117,7 +133,7 @@ ADMINISTRATION: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
 for panel, commands in GROUPS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=panel, epilog=EXIT_CODES)(command)
-for panel, groups in {"As a client": RECEIVERS, "Administration": ADMINISTRATION}.items():
+for panel, groups in {"As a client": CLIENTS, "Administration": ADMINISTRATION}.items():
     for group, (purpose, commands) in groups.items():
         below = typer.Typer(no_args_is_help=True, help=purpose)
         for name, command in commands.items():

@@ -1,15 +1,16 @@
 """What a key of an account may spend by itself, in a day, in a month or in its whole life."""
 
 from datetime import UTC, datetime
+from functools import cache
 from typing import Final
 
-from sqlalchemy import func, update
+from sqlalchemy import Update, bindparam, func, update
 from sqlmodel import Session, col, select
 
 from shared.clock import database_now
 from shared.errors import KeyLimitReached
 from shared.prices import NANO, shown
-from shared.tables import ApiKey, Job
+from shared.tables import ApiKey, Job, LedgerEntry
 
 DAY: Final = "day"
 
@@ -44,18 +45,26 @@ def take(session: Session, key_id: str | None, nano: int) -> None:
 def give_back(session: Session, job: Job, nano: int) -> None:
     """Count no longer what was held for a job that has ended, and not charged.
 
-    It counts in the period in which the job was accepted, and in none if that is over.
+    It counts in the period in which it was held, and in none if that is over.
     """
+    named = {"key": job.key_id, "job": job.id, "nano": nano}
+    session.connection().execute(_given_back(session.get_bind().dialect.name), named)
+
+
+@cache  # to build it takes longer than to run it
+def _given_back(dialect: str) -> Update:
+    held_at = (
+        select(LedgerEntry.created_at)
+        .where(col(LedgerEntry.job_id) == bindparam("job"), col(LedgerEntry.kind) == "hold")
+        .scalar_subquery()
+    )
     counted = update(ApiKey).where(
-        col(ApiKey.id) == job.key_id,
+        col(ApiKey.id) == bindparam("key"),
         col(ApiKey.credit_limit).is_not(None),
-        col(ApiKey.spent_since) <= job.created_at,
+        col(ApiKey.spent_since) <= held_at,
     )
-    spent = col(ApiKey.spent) - nano
-    least = func.greatest if session.get_bind().dialect.name == "postgresql" else func.max
-    session.execute(
-        counted.values(spent=least(spent, 0)), execution_options={"synchronize_session": False}
-    )
+    most = func.greatest if dialect == "postgresql" else func.max
+    return counted.values(spent=most(col(ApiKey.spent) - bindparam("nano"), 0))
 
 
 def period(kind: str | None, now: int) -> tuple[int, int | None]:

@@ -70,13 +70,13 @@ class Ended:
     """Those of them that may have a reader or a worker, who has to be told."""
 
 
-def due(session: Session, limit: int) -> list[tuple[Batch, list[Step]]]:
-    """Batches with something to do, and what; those of which the fewest lines are read first."""
+def due(session: Session, limit: int, after: str = "") -> list[tuple[Batch, list[Step]]]:
+    """Batches with something to do, and what: those that come `after` one, and then the first."""
     steps = _conditions()
     found = session.execute(
         select(Batch, *steps.values())
         .where(col(Batch.ended_at).is_(None), or_(*steps.values()))
-        .order_by(col(Batch.read_lines), col(Batch.id))
+        .order_by(col(Batch.id) <= after, col(Batch.id))
         .limit(limit)
     )
     return [(batch, list(compress(steps, wanted))) for batch, *wanted in found]
@@ -191,15 +191,13 @@ def stop(session: Session, batch_id: str, limit: int) -> Ended:
     batch = _held(session, batch_id)
     if batch is None or batch.status != CANCELLING:
         return Ended()
-    many = jobs.end_waiting(session, batch_id, JobStatus.CANCELLED, None, limit)
-    over = batch.stop_at is not None and batch.stop_at <= _now(session)
-    stopping = [JobStatus.QUEUED, *([JobStatus.IN_PROGRESS] if over else [])]
     unasked = col(Job.cancel_requested_at).is_(None)
-    told = [
-        jobs.ask_to_stop(session, line)
-        for status in stopping
-        for line in _rest(session, batch_id, status, unasked, limit - many)
-    ]
+    # Those that run first: they cost something.
+    over = batch.stop_at is not None and batch.stop_at <= _now(session)
+    running = _rest(session, batch_id, JobStatus.IN_PROGRESS, unasked, limit if over else 0)
+    many = jobs.end_waiting(session, batch_id, JobStatus.CANCELLED, None, limit)
+    begun = _rest(session, batch_id, JobStatus.QUEUED, unasked, limit - many)
+    told = [jobs.ask_to_stop(session, line) for line in (*running, *begun)]
     return Ended(many + len(told), told)
 
 

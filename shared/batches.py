@@ -256,7 +256,7 @@ def retry(session: Session, account_id: str, batch_id: str) -> Batch:
     now: int = session.execute(select(database_now())).scalar_one()
     # What its files show is about to change.
     session.execute(delete(File).where(col(File.batch_id) == batch.id))
-    batch.output_file_id = batch.error_file_id = None
+    batch.output_file_id = batch.error_file_id = batch.paused_at = None
     batch.status = IN_PROGRESS
     # All that ended before is older than this, however quick the caller was.
     batch.retry_at = max(now, batch.ended_at + 1)

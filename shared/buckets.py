@@ -77,7 +77,7 @@ async def put_right(redis: Redis, job: Job) -> None:
     Without Redis it stays as it is: a bucket refills by itself.
     """
     total = used(job)
-    if not job.background or total is None:
+    if not job.background or job.batch_id is not None or total is None:
         return
     try:
         async with streams.promptly():

@@ -4,7 +4,8 @@ The attempt number is the fence. Whoever claims a delivery moves the moment of i
 that another process takes it up when the claimant was killed; it is then sent again.
 """
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -24,6 +25,7 @@ LOOK_AT: Final = 100
 GIVE_UP_AFTER: Final = timedelta(days=5)
 """For so long an endpoint may fail before it is disabled."""
 GONE: Final = 410
+NOBODY: Final[Mapping[str, int]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +71,27 @@ def _due() -> Sequence[Any]:
     )
 
 
-def claim(session: Session, limit: int, *, each: int, busy: Collection[str] = ()) -> list[Parcel]:
-    """Take so many due deliveries, at most `each` of an account and none of those that are `busy`.
+def claim(
+    session: Session, limit: int, *, each: int, busy: Mapping[str, int] = NOBODY
+) -> list[Parcel]:
+    """Take so many due deliveries, so that an account has at most `each` with those it has `busy`.
 
     One account's slow receiver must not keep the others waiting.
     """
+    taken = Counter(busy)
+    full = [account_id for account_id, many in taken.items() if many >= each]
     candidates = session.exec(
         select(col(Delivery.id), col(Delivery.account_id))
-        .where(*_due(), col(Delivery.account_id).not_in(busy))
+        .where(*_due(), col(Delivery.account_id).not_in(full))
         .order_by(col(Delivery.next_at))
         .limit(LOOK_AT)
         .with_for_update(skip_locked=True)
     ).all()
     chosen: list[str] = []
-    taken: dict[str, int] = {}
     for delivery_id, account_id in candidates:
-        if len(chosen) < limit and taken.get(account_id, 0) < each:
+        if len(chosen) < limit and taken[account_id] < each:
             chosen.append(delivery_id)
-            taken[account_id] = taken.get(account_id, 0) + 1
+            taken[account_id] += 1
     if not chosen:
         return []
     claimed = session.execute(

@@ -9,10 +9,10 @@ from itertools import groupby
 from typing import Final, NamedTuple
 
 import sqlalchemy
-from sqlalchemy import func, update
+from sqlalchemy import update
 from sqlmodel import Session, col, select
 
-from shared import hints, ledger
+from shared import hints, lanes, leases, ledger
 from shared.clock import database_now
 from shared.errors import InsufficientCredits, KeyLimitReached
 from shared.lifecycle import JobStatus, Lane
@@ -21,6 +21,8 @@ from shared.tables import Account, Job, Leader
 
 ROLE: Final = "control"
 """Whose holder alone lets jobs in, so that nobody has to count twice."""
+PATIENCE: Final = 16
+"""Refusals after which the rest of an account's jobs are left for later."""
 _QUEUED: Final = (col(Job.status) == JobStatus.QUEUED.value, col(Job.hinted_at).is_(None))
 _PUT_OFF: Final = (*_QUEUED, col(Job.run_at) <= database_now())
 
@@ -38,7 +40,7 @@ class LetIn(NamedTuple):
 
     hinted: list[str]
     short: set[str]
-    """Accounts that cannot pay for their next job now."""
+    """Batches some of whose lines cannot be paid for now."""
 
 
 def due(session: Session, limit: int) -> list[str]:
@@ -71,12 +73,22 @@ def flight(session: Session) -> Flight:
     ]
     # Counted here: to group them, SQLite would walk through all jobs there are, in order.
     whose = sqlalchemy.select(col(Job.account_id), col(Job.model), col(Job.batch_id))
-    for which in (running, *out):
+    # Hints first: a job that starts meanwhile is counted twice, for a moment, and never missed.
+    for which in (*out, running):
         for account_id, model, batch_id in session.execute(whose.where(*which)):
             counts.accounts[account_id] += 1
             counts.models[model] += 1
             counts.batches[batch_id or ""] += 1
     return counts
+
+
+def free(session: Session, lane: Lane) -> int:
+    """Slots that jobs of a lane may take now: a third is kept from the batch lane."""
+    slots = leases.slots(session)
+    runs = {each: lanes.running(session, each.value) for each in Lane}
+    if lane == Lane.BATCH:
+        return max(min(1, slots), slots * 2 // 3) - runs[lane]
+    return slots - sum(runs.values())
 
 
 def terms(session: Session, account_ids: Collection[str]) -> dict[str, AccountLimits]:
@@ -98,42 +110,51 @@ def let_in(session: Session, holder: str, job_ids: Sequence[str], *, after_ms: i
     leads = select(Leader.holder).where(col(Leader.role) == ROLE).with_for_update(read=True)
     if session.exec(leads).first() != holder:
         return LetIn([], set())
-    unpaid = select(Job.account_id, Job.key_id, Job.id, Job.hold_due).where(
-        col(Job.id).in_(job_ids),
-        col(Job.status) == JobStatus.QUEUED.value,
-        col(Job.hold_due).is_not(None),
-    )
+    # Marked first: what is marked is held still, and can neither end nor expire unpaid.
+    marked = hints.mark(session, job_ids, after_ms=after_ms)
+    unpaid = sqlalchemy.select(
+        *map(col, (Job.account_id, Job.key_id, Job.batch_id, Job.id, Job.hold_due))
+    ).where(col(Job.id).in_(marked), col(Job.hold_due).is_not(None))
     # In the order of accounts, as everybody locks them.
     in_turn = unpaid.order_by(col(Job.account_id), col(Job.key_id), col(Job.id))
-    rows = session.exec(in_turn.with_for_update()).all()  # none may end before it is marked
-    refused: set[str] = set()
-    short: set[str] = set()
-    for (account_id, key_id), owed in groupby(rows, key=lambda row: (row[0], row[1])):
-        holds = {job_id: hold_due or 0 for _, _, job_id, hold_due in owed}
-        paid = _hold(session, account_id, key_id, holds)
-        if len(paid) < len(holds):
-            short.add(account_id)
-            refused |= holds.keys() - paid
-    marked = hints.mark(
-        session,
-        [job_id for job_id in job_ids if job_id not in refused],
-        after_ms=after_ms,
-        also={"held": func.coalesce(col(Job.hold_due), col(Job.held)), "hold_due": None},
+    batches: dict[str, str | None] = {}
+    paid: list[str] = []
+    for (account_id, key_id), owed in groupby(
+        session.execute(in_turn).all(), key=lambda row: (row[0], row[1])
+    ):
+        holds: dict[str, int] = {}
+        for _, _, batch_id, job_id, hold_due in owed:
+            batches[job_id], holds[job_id] = batch_id, hold_due or 0
+        paid += _paid(session, account_id, key_id, holds)
+    ours = update(Job).execution_options(synchronize_session=False)
+    session.execute(ours.where(col(Job.id).in_(paid)).values(held=col(Job.hold_due), hold_due=None))
+    refused = batches.keys() - set(paid)
+    session.execute(ours.where(col(Job.id).in_(refused)).values(hinted_at=None))
+    return LetIn(
+        [job_id for job_id in marked if job_id not in refused],
+        {batches[job_id] or "" for job_id in refused},
     )
-    return LetIn(marked, short)
 
 
-def _hold(
+def _paid(
     session: Session, account_id: str, key_id: str | None, holds: Mapping[str, int]
-) -> Collection[str]:
-    """Set aside what the first of these may cost, as many as there are credits for."""
-    some = dict(holds)
-    while some:
+) -> list[str]:
+    """Set aside what these may cost, as many as there are credits for, and say for which.
+
+    One that costs too much does not stand in the way of those behind it.
+    """
+    paid: list[str] = []
+    groups, refusals = [list(holds)], 0
+    while groups and refusals < PATIENCE:
+        some = groups.pop()
         try:
             with session.begin_nested():
-                ledger.hold(session, account_id, some, key_id=key_id)
+                ledger.hold(
+                    session, account_id, {name: holds[name] for name in some}, key_id=key_id
+                )
+            paid += some
         except (InsufficientCredits, KeyLimitReached):
-            some = dict(list(some.items())[: len(some) // 2])
-        else:
-            return some.keys()
-    return ()
+            refusals += 1
+            half = len(some) // 2
+            groups += [group for group in (some[half:], some[:half]) if half]
+    return paid

@@ -2,20 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, delete, false, func, or_, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, or_, update
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
-from shared import clock, events, ids, ledger
+from shared import clock, events, ids, ledger, moving
 from shared.clock import database_now, due_at
 from shared.errors import ContentExpired, Fault, IllegalTransition, InvalidRequest, NotFound
-from shared.lifecycle import TERMINAL, JobStatus, Lane, sources
+from shared.lifecycle import TERMINAL, JobStatus, Lane
 from shared.prices import Prices
 from shared.tables import Attempt, Job, JobContent, JobMetadata
 
-RANK_LIMIT = 10_000
-"""How far ahead of a job its place in the queue is counted."""
+_CONTENTS: Final = insert(JobContent)
+_CHARGED: Final = (
+    update(Job).where(col(Job.id) == bindparam("moved")).values(cost=bindparam("charged"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Submission:
     max_attempts: int = 3
     metadata: dict[str, str] | None = None
     hinted: bool = True
-    """A hint follows the commit; otherwise the sweep sends it."""
+    """A hint follows the commit; otherwise it waits for its turn."""
     hold: int = 0
     """Nano-credits to set aside: the most it may cost; 0 when it is free."""
     hold_due: int = 0
@@ -88,8 +92,9 @@ def submit_all(session: Session, many: Sequence[Submission]) -> list[Job]:
     rows = [_row(new, now) for new in many]
     session.add_all(rows)
     session.flush()
+    if contents := [{"job_id": new.job_id, "request": new.body} for new in many]:
+        session.connection().execute(_CONTENTS, contents)
     for new in many:
-        session.add(JobContent(job_id=new.job_id, request=new.body))
         _keep_metadata(session, new.job_id, new.account_id, new.metadata)
     session.flush()
     return rows
@@ -166,22 +171,6 @@ def attempts(session: Session, job_id: str) -> list[Attempt]:
     return list(session.exec(tries))
 
 
-def position(session: Session, job: Job) -> int | None:
-    """How many queued jobs of its lane are ahead; None when it does not wait in the queue."""
-    if job.status != JobStatus.QUEUED or job.run_at is not None:
-        return None
-    ahead = (
-        select(col(Job.id))
-        .where(
-            col(Job.status) == JobStatus.QUEUED.value,
-            col(Job.lane) == job.lane,
-            col(Job.id) < job.id,
-        )
-        .limit(RANK_LIMIT)
-    )
-    return session.exec(select(func.count()).select_from(ahead.subquery())).one()
-
-
 def move(
     session: Session,
     job_id: str,
@@ -197,31 +186,15 @@ def move(
     ends is released with it; with `bill`, its usage is charged at the price of the model of that
     name.
     """
-    conditions = [
-        col(Job.id) == job_id,
-        col(Job.status).in_([status.value for status in sources(to)]),
-        *guards,
-    ]
-    if held is not None:
-        # A job that was taken away and waits still has the number of its last attempt.
-        running = col(Job.status) == JobStatus.IN_PROGRESS.value
-        conditions += [running, col(Job.attempt) == held.attempt]
-    if to in TERMINAL:
-        columns.setdefault("completed_at", database_now())
-        columns["status_reason"] = None
-    done = session.execute(
-        update(Job)
-        .where(*conditions)
-        .values(status=to.value, **columns)
-        .returning(Job, events.wanted() if to in TERMINAL else false())
-        .execution_options(synchronize_session=False, populate_existing=True)
-    ).one_or_none()
+    attempt = None if held is None else held.attempt
+    change, named = moving.statement(job_id, to, guards, attempt=attempt, columns=columns)
+    done = session.execute(change, named).one_or_none()
     if done is None:
         raise IllegalTransition(f"Job {job_id!r} can no longer become {to.value!r}.")
     moved: Job = done[0]
     if to in TERMINAL and moved.held is not None:
-        moved.cost = ledger.settle(session, moved, _cost(moved, bill))
-        session.flush()
+        set_committed_value(moved, "cost", ledger.settle(session, moved, _cost(moved, bill)))
+        session.connection().execute(_CHARGED, {"moved": job_id, "charged": moved.cost})
     if to in TERMINAL and (moved.webhook is not None or done[1]):
         events.job_ended(session, moved)
     return moved
@@ -373,9 +346,10 @@ def check_single(job: Job) -> None:
         )
 
 
-def startable() -> list[ColumnElement[bool]]:
+@cache
+def startable() -> tuple[ColumnElement[bool], ...]:
     """What must hold of a queued job before a worker may take it."""
-    return [
+    return (
         col(Job.status) == JobStatus.QUEUED.value,
         or_(col(Job.run_at).is_(None), col(Job.run_at) <= database_now()),
         or_(
@@ -383,7 +357,7 @@ def startable() -> list[ColumnElement[bool]]:
             col(Job.expires_at) > database_now(),
             col(Job.attempt) > 0,
         ),
-    ]
+    )
 
 
 def _keep_metadata(

@@ -1,5 +1,6 @@
 """What each lane does: how many jobs wait and run, how fast it drains, how long jobs waited."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -8,8 +9,8 @@ from sqlalchemy import ColumnElement, Row, func
 from sqlmodel import Session, col, select
 
 from shared.clock import database_now
-from shared.lifecycle import JobStatus, Lane
-from shared.tables import Job
+from shared.lifecycle import TERMINAL, JobStatus, Lane
+from shared.tables import Batch, Job
 
 LATELY: Final = 60_000
 """Milliseconds."""
@@ -33,10 +34,25 @@ class Pace:
         return self.waits[int(share * (len(self.waits) - 1))] if self.waits else None
 
 
-def depths(session: Session) -> dict[str, int]:
-    """How many jobs each lane has waiting; takes its time when they are a million."""
+def depths(session: Session) -> Counter[str]:
+    """How many jobs each lane has waiting, with those that lines of batches are yet to become.
+
+    Takes its time when they are a million.
+    """
     waiting = select(Job.lane, func.count()).where(col(Job.status) == JobStatus.QUEUED.value)
-    return dict(session.exec(waiting.group_by(Job.lane)).all())
+    found = Counter(dict(session.exec(waiting.group_by(Job.lane)).all()))
+    unread = func.coalesce(func.sum(col(Batch.total) - col(Batch.read_lines)), 0)
+    found[Lane.BATCH] += session.exec(select(unread).where(col(Batch.ended_at).is_(None))).one()
+    again = select(func.count()).where(
+        col(Batch.ended_at).is_(None),
+        col(Batch.retry_at).is_not(None),
+        col(Job.batch_id) == col(Batch.id),
+        col(Job.line).is_not(None),
+        col(Job.status).in_(TERMINAL - {JobStatus.COMPLETED}),
+        col(Job.completed_at) < col(Batch.retry_at),
+    )
+    found[Lane.BATCH] += session.exec(again).one()
+    return found
 
 
 def running(session: Session, lane: str) -> int:
@@ -45,6 +61,21 @@ def running(session: Session, lane: str) -> int:
         col(Job.status) == JobStatus.IN_PROGRESS.value, col(Job.lane) == lane
     )
     return session.exec(found).one()
+
+
+def drained(session: Session, lane: Lane) -> tuple[int, float]:
+    """How many jobs of a lane were run to their end lately, and in how many seconds."""
+    columns = (Job.lane, Job.attempt, Job.started_at, Job.completed_at)
+    since = col(Job.completed_at) > database_now() - LATELY
+    rows = sqlalchemy.select(*map(col, columns)).where(since)
+    ended = rows.order_by(col(Job.completed_at).desc()).limit(SAMPLE).subquery()
+    # From the start of the first: what began together may end together, in no time.
+    span = database_now() - func.min(ended.c.started_at)
+    ran = sqlalchemy.select(func.count(), span).where(
+        ended.c.lane == lane.value, ended.c.attempt > 0
+    )
+    many, milliseconds = session.execute(ran).one()
+    return many, (milliseconds or 0) / 1000
 
 
 def paces(session: Session) -> list[Pace]:

@@ -6,9 +6,10 @@ The protocol is `docs/adr/0001`: the attempt number is the fence, the worker's r
 import socket
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import JSON, Update, exists, func, literal, update
+from sqlalchemy import JSON, ColumnElement, bindparam, exists, func, insert, update
 from sqlmodel import Session, col, select
 
 from shared import clock, ids, jobs, streams
@@ -18,6 +19,19 @@ from shared.jobs import Lease
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Retry, Said
 from shared.tables import Attempt, Job, JobContent, Worker
+
+# Every attempt needs these, and to build them takes longer than to run them.
+_NEXT: Final = col(Job.attempt) + 1
+_NOW: Final = database_now()
+_TRY: Final = insert(Attempt)
+_ASKED: Final = select(JobContent.request).where(col(JobContent.job_id) == bindparam("ours"))
+_KEEP: Final = update(JobContent).where(col(JobContent.job_id) == bindparam("ours"))
+_TRIED: Final = update(Attempt).where(
+    col(Attempt.job_id) == bindparam("ours"), col(Attempt.number) == bindparam("this")
+)
+_NOTE: Final = _TRIED.values(
+    usage=func.coalesce(col(Attempt.usage), bindparam("used", type_=JSON(none_as_null=True)))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,18 +164,15 @@ def claim(session: Session, job_id: str, worker_id: str) -> Claim | None:
     A job that this worker holds already is returned again: its last COMMIT may have gone
     unanswered. The caller knows what it is running.
     """
-    live = exists().where(col(Worker.id) == worker_id, col(Worker.alive))
     try:
         job = jobs.move(
             session,
             job_id,
             JobStatus.IN_PROGRESS,
-            *jobs.startable(),
-            col(Job.hinted_at).is_not(None),  # so that whoever lets jobs in keeps the limits
-            live,
-            attempt=col(Job.attempt) + 1,
+            *_claimable(worker_id),
+            attempt=_NEXT,
             worker_id=worker_id,
-            started_at=database_now(),
+            started_at=_NOW,
             status_reason=None,
             hinted_at=None,
             run_at=None,
@@ -176,9 +187,20 @@ def claim(session: Session, job_id: str, worker_id: str) -> Claim | None:
             return None
         job = held
     else:
-        session.add(Attempt(job_id=job_id, number=job.attempt, worker_id=worker_id))
+        tried = {"job_id": job_id, "number": job.attempt, "worker_id": worker_id}
+        session.connection().execute(_TRY, tried)
     lease = Lease(job_id, job.attempt, worker_id)
-    return Claim(lease, job, jobs.content(session, job_id).request)
+    asked = session.connection().execute(_ASKED, {"ours": job_id}).scalar_one_or_none()
+    return Claim(lease, job, asked or jobs.content(session, job_id).request)
+
+
+@lru_cache  # so that the statement with them is built once
+def _claimable(worker_id: str) -> tuple[ColumnElement[bool], ...]:
+    return (
+        *jobs.startable(),
+        col(Job.hinted_at).is_not(None),  # so that whoever lets jobs in keeps the limits
+        exists().where(col(Worker.id) == worker_id, col(Worker.alive)),
+    )
 
 
 def settle(session: Session, lease: Lease, outcome: Outcome) -> Job | None:
@@ -195,14 +217,13 @@ def settle(session: Session, lease: Lease, outcome: Outcome) -> Job | None:
         note(session, lease, "late", said, None)
         return None
     if job.status in TERMINAL:
-        kept = update(JobContent).where(col(JobContent.job_id) == lease.job_id)
-        session.execute(
-            kept.values(
-                response=said.response or None,
-                log=streams.pack(said.log),
-                log_first_seq=said.first_seq,
-            )
-        )
+        kept = {
+            "ours": lease.job_id,
+            "response": said.response or None,
+            "log": streams.pack(said.log),
+            "log_first_seq": said.first_seq,
+        }
+        session.connection().execute(_KEEP, kept)
     fault = outcome.fault if isinstance(outcome, Failed | Retry) else None
     note(session, lease, _word(outcome), said, fault)
     return job
@@ -296,30 +317,25 @@ def _settled(session: Session, lease: Lease) -> bool:
 
 def note(session: Session, lease: Lease, word: str, said: Said, fault: Fault | None) -> None:
     """Complete the attempt's row; what was `counted` stands."""
-    usage = literal(said.usage, JSON(none_as_null=True))
-    session.execute(
-        _tried(lease).values(
-            outcome=word,
-            ended_at=clock.now(),
-            first_delta_at=said.first_delta_at,
-            provider=said.provider,
-            model=said.model,
-            upstream_status=said.upstream_status,
-            usage=func.coalesce(col(Attempt.usage), usage),
-            error=asdict(fault) if fault else None,
-        )
-    )
+    tried = {
+        "ours": lease.job_id,
+        "this": lease.attempt,
+        "outcome": word,
+        "ended_at": clock.now(),
+        "first_delta_at": said.first_delta_at,
+        "provider": said.provider,
+        "model": said.model,
+        "upstream_status": said.upstream_status,
+        "used": said.usage,
+        "error": asdict(fault) if fault else None,
+    }
+    session.connection().execute(_NOTE, tried)
 
 
 def counted(session: Session, lease: Lease, usage: dict[str, Any]) -> None:
     """Note what the upstream of a cancelled attempt counted to the end, settled yet or not."""
-    session.execute(_tried(lease).values(usage=usage))
-
-
-def _tried(lease: Lease) -> Update:
-    return update(Attempt).where(
-        col(Attempt.job_id) == lease.job_id, col(Attempt.number) == lease.attempt
-    )
+    tried = {"ours": lease.job_id, "this": lease.attempt, "usage": usage}
+    session.connection().execute(_TRIED, tried)
 
 
 def _rows(session: Session, statement: Any) -> int:

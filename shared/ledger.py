@@ -5,12 +5,12 @@ that accepts a job; in the one that ends it the hold is released and what it cos
 exist once per job, by the database's own word.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
-from sqlalchemy import func, union_all, update
+from sqlalchemy import bindparam, func, insert, union_all, update
 from sqlmodel import Session, col, select
 
 from shared import allowances
@@ -25,6 +25,17 @@ log = structlog.get_logger()
 GRANT, HOLD, RELEASE, CHARGE = "grant", "hold", "release", "charge"
 HELD_FOR = timedelta(seconds=5)
 """After which it is worth asking again when what is missing is only set aside."""
+
+# Every job that costs something needs these, and to build them takes longer than to run them.
+_ENTER: Final = insert(LedgerEntry)
+_RELEASE: Final = (
+    update(Account)
+    .where(col(Account.id) == bindparam("account"))
+    .values(
+        credits=col(Account.credits) + bindparam("back"),
+        held=col(Account.held) - bindparam("released"),
+    )
+)
 
 
 class Held(NamedTuple):
@@ -63,10 +74,16 @@ def hold(
     if moved.first() is None:
         raise _insufficient(session, account_id, total)
     allowances.take(session, key_id, total)
-    session.add_all(
-        LedgerEntry(account_id=account_id, job_id=job_id, kind=HOLD, credits=-nano)
-        for job_id, nano in holds.items()
-    )
+    _enter(session, account_id, [(job_id, HOLD, -nano) for job_id, nano in holds.items()])
+
+
+def _enter(session: Session, account_id: str, moved: Sequence[tuple[str, str, int]]) -> None:
+    """Write down what was moved: for which job, as what, how many nano-credits."""
+    entries = [
+        {"account_id": account_id, "job_id": job_id, "kind": kind, "credits": nano}
+        for job_id, kind, nano in moved
+    ]
+    session.connection().execute(_ENTER, entries)
 
 
 def _insufficient(session: Session, account_id: str, required: int) -> InsufficientCredits:
@@ -92,22 +109,22 @@ def settle(session: Session, job: Job, cost: int) -> int:
     """
     if job.held is None:
         return 0
-    locked = select(Account).where(col(Account.id) == job.account_id).with_for_update()
-    account = session.exec(locked, execution_options={"populate_existing": True}).one()
-    charged = min(cost, job.held + account.credits)
-    if charged < cost:
-        log.warning("used_more_than_paid", job_id=job.id, nano_credits=cost - charged)
-    account.credits += job.held - charged
-    account.held -= job.held
+    charged = cost
+    if cost > job.held:
+        locked = (
+            select(Account.credits)
+            .where(col(Account.id) == job.account_id)
+            .with_for_update(key_share=True)
+        )
+        charged = min(cost, job.held + session.exec(locked).one())
+        if charged < cost:
+            log.warning("used_more_than_paid", job_id=job.id, nano_credits=cost - charged)
+    moved = {"account": job.account_id, "back": job.held - charged, "released": job.held}
+    session.connection().execute(_RELEASE, moved)
     if job.key_id is not None and job.held != charged:
         allowances.give_back(session, job, job.held - charged)
-    entries = {RELEASE: job.held, CHARGE: -charged}
-    session.add_all(
-        LedgerEntry(account_id=job.account_id, job_id=job.id, kind=kind, credits=nano)
-        for kind, nano in entries.items()
-        if nano
-    )
-    session.flush()
+    charge = [(job.id, CHARGE, -charged)] if charged else []
+    _enter(session, job.account_id, [(job.id, RELEASE, job.held), *charge])
     return charged
 
 

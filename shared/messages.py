@@ -1,6 +1,7 @@
-"""Messages as they lie in the broker's queues, and two repairs to how kombu 5.7 reads them.
+"""Messages as they lie in the broker's queues, and three repairs to how kombu 5.7 handles them.
 
-Each is for something that would end a worker; tests fail without them.
+Two are for something that would end a worker, the third for what costs it most; tests fail without
+them.
 """
 
 import logging
@@ -69,5 +70,23 @@ def survive_garbage(queues: Collection[str]) -> None:
     channels._brpop_read, transports._deliver = read, deliver
 
 
+def keep_clients() -> None:
+    """Make kombu keep a channel's client, which it makes anew for each command.
+
+    A message takes four, and to make a client takes longer than its command.
+    """
+
+    def create(channel: Any, asynchronous: bool = False) -> Any:
+        if asynchronous:  # it has a connection to itself
+            return _create_client(channel, asynchronous=True)
+        kept = vars(channel).get("kept_client")
+        if kept is None or kept.connection_pool is not channel.pool:
+            kept = channel.kept_client = _create_client(channel)
+        return kept
+
+    cast(Any, Channel)._create_client = create
+
+
+_create_client: Any = Channel._create_client
 _read: Any = Channel._brpop_read
 _deliver: Any = Transport._deliver

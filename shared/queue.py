@@ -42,6 +42,7 @@ def connect(redis_url: str) -> Celery:
     """
     messages.survive_a_restart()
     messages.survive_garbage(QUEUES)
+    messages.keep_clients()
     url, master = _without_master(redis_url)
     app = Celery("sluice", broker=url, set_as_current=False)
     app.conf.update(

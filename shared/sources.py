@@ -6,15 +6,17 @@ cost no more than ten.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
 import sqlalchemy
-from sqlalchemy import ColumnElement, Integer, Select, bindparam, func
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, or_
 from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from shared import hints, jobs
+from shared.batches import IN_PROGRESS
 from shared.clock import database_now
 from shared.lifecycle import Lane
 from shared.tables import Batch, Job
@@ -26,6 +28,10 @@ _WAITING: Final = (
     ~hints.suspect(),
 )
 _MOST: Final = bindparam("most", type_=Integer)
+SHORTEST: Final = 60_000
+"""Milliseconds: a batch with less time left than this is in no greater hurry."""
+A_DAY: Final = 24 * 3600 * 1000
+"""Milliseconds: the hurry of jobs that are in no batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +45,48 @@ class Source:
     """As the callers named it."""
     waiting: int
     """How many, counted as far as asked."""
+    oldest: str = field(default="", compare=False)
+    """The first of them."""
     priority: int = 0
     at_once: int | None = None
     """Lines of the batch that may be in flight; None: any number."""
     expires_in: int | None = None
     """Milliseconds until the batch's deadline."""
 
+    @property
+    def hurry(self) -> float:
+        """Its weight among the account's batches of one priority: the less time, the greater."""
+        return A_DAY / max(SHORTEST, A_DAY if self.expires_in is None else self.expires_in)
+
+    def beside(self, job: Job) -> bool:
+        """Whether they are in the same batch, or of the same account and in none."""
+        return (self.account_id, self.batch_id) == (job.account_id, job.batch_id)
+
 
 def waiting(session: Session, lane: Lane, most: int) -> list[Source]:
     """Everybody who waits in a lane, each counted up to `most`."""
-    most_of = {"most": most}
-    found = [Source(row[0], None, *row[1:]) for row in session.execute(_alike(lane), most_of)]
+    found = [
+        Source(account_id, None, model, waiting, oldest)
+        for account_id, model, waiting, oldest in session.execute(_alike(lane), {"most": most})
+    ]
     if lane == Lane.BATCH:
-        found += _batched(session, [tuple(row) for row in session.execute(_alike(None), most_of)])
+        found += _batched(session, list(session.execute(_alike(None), {"most": most})))
     return found
 
 
 def _batched(session: Session, lines: list[Any]) -> Iterable[Source]:
     terms = select(Batch, (col(Batch.expires_at) - database_now()).label("left")).where(
-        col(Batch.id).in_({batch_id for batch_id, _, _ in lines}), col(Batch.paused_at).is_(None)
+        col(Batch.id).in_({batch_id for batch_id, *_ in lines}),
+        col(Batch.status) == IN_PROGRESS,
+        # What was begun before the window closed has to end, also if the batch is paused.
+        or_(col(Batch.paused_at).is_(None), col(Batch.expires_at) <= database_now()),
     )
     batches = {batch.id: (batch, left) for batch, left in session.exec(terms)} if lines else {}
-    for batch_id, model, waiting in lines:
+    for batch_id, model, waiting, oldest in lines:
         if batch_id in batches:
             batch, left = batches[batch_id]
             yield Source(
-                *(batch.account_id, batch_id, model, waiting),
+                *(batch.account_id, batch_id, model, waiting, oldest),
                 *(batch.priority, batch.concurrency, left),
             )
 
@@ -104,7 +126,8 @@ def _alike(lane: Lane | None) -> Select[Any]:
     theirs = (owner == pairs.c.owner, model == pairs.c.model)
     some = sqlalchemy.select(col(Job.id)).where(*which, *theirs).limit(_MOST).correlate(pairs)
     counted = sqlalchemy.select(func.count()).select_from(some.subquery()).scalar_subquery()
-    found = sqlalchemy.select(pairs.c.owner, pairs.c.model, counted)
+    oldest = least(col(Job.id), *theirs)
+    found = sqlalchemy.select(pairs.c.owner, pairs.c.model, counted, oldest)
     return found.where(pairs.c.model.is_not(None))
 
 
@@ -114,6 +137,13 @@ def _oldest(lane: Lane | None) -> Select[Any]:
     which, owner = _owned(lane)
     theirs = (owner == bindparam("owner"), col(Job.model) == bindparam("model"))
     return sqlalchemy.select(col(Job.id)).where(*which, *theirs).order_by(col(Job.id)).limit(_MOST)
+
+
+def older(source: Source, lane: Lane, than: str) -> SelectOfScalar[str]:
+    """The jobs of a source that came before this one."""
+    which, owner = _owned(lane if source.batch_id is None else None)
+    theirs = (owner == (source.batch_id or source.account_id), col(Job.model) == source.model)
+    return select(col(Job.id)).where(*which, *theirs, col(Job.id) < than)
 
 
 def next_of(session: Session, lane: Lane, places: Mapping[Source, int]) -> list[str]:

@@ -134,6 +134,16 @@ def job_in(session: Session, /, status: JobStatus, **fields: Any) -> Job:
     return ended
 
 
+def ran_for(session: Session, /, milliseconds: int, **fields: Any) -> Job:
+    """A job that completed just now, so long after it was started."""
+    claim = claimed(session, **fields)
+    claim.job.started_at = clock.now() - milliseconds
+    session.flush()
+    ended = leases.settle(session, claim.lease, Completed(spoken(claim.job)))
+    assert ended is not None
+    return ended
+
+
 def spoken(job: Job, *words: str) -> Said:
     """What a model may say in an attempt at this job: log, result and counts tell the same."""
     deltas: list[dict[str, Any]] = [{"content": word} for word in words or ("Hi ", "there.")]

@@ -2,17 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
 
 from shared.feeding import Flight
 from shared.limits import AccountLimits
 from shared.sources import Source
 from workers.turns import Turns
 
-SHORTEST: Final = 60_000
-"""Milliseconds: a batch with less time left than this is in no greater hurry."""
-A_DAY: Final = 24 * 3600 * 1000
-"""Milliseconds: the hurry of jobs that are in no batch."""
 Capped = Mapping[str, tuple[str, int]]
 """Of a model as it was named: its entry in the catalogue, and how many may run at once."""
 
@@ -70,9 +65,12 @@ class Allotment:
             for source in sources:
                 if source.priority == priority:
                     batches.setdefault(source.batch_id or "", []).append(source)
-            round = turns.among(batches, _hurry(batches))
+            hurry = {batch: some[0].hurry for batch, some in batches.items()}
+            round = turns.among(batches, hurry)
             while (batch := round.next) is not None:
-                chosen = next(filter(self._open, batches[batch]), None)
+                # Of several models, each in turn, and first the one that has waited longest.
+                ready = filter(self._open, batches[batch])
+                chosen = min(ready, key=lambda one: (self.places[one], one.oldest), default=None)
                 if chosen is None:
                     round.leave()
                     continue
@@ -101,10 +99,3 @@ class Allotment:
 
 def _reached(most: int | None, now: int) -> bool:
     return most is not None and now >= most
-
-
-def _hurry(named: Mapping[str, list[Source]]) -> dict[str, float]:
-    return {
-        batch: A_DAY / max(SHORTEST, A_DAY if some[0].expires_in is None else some[0].expires_in)
-        for batch, some in named.items()
-    }

@@ -31,6 +31,8 @@ BATCHES: Final = 50
 """That get their step in one turn; as many inputs are open at once."""
 LINES: Final = 250
 """That one step reads, or changes, at most."""
+ENDED: Final = 2_000
+"""Lines that one step cancels, or lets expire, at most."""
 REPLACED: Final = 50
 """Lines whose requests one step takes over; they are all in memory."""
 NUMBERED: Final = 2_000
@@ -57,6 +59,8 @@ class Batching:
         self._leads = leads
         self._inputs: dict[str, Lines] = {}
         """Inputs that are being read, by the batch's id."""
+        self._last = ""
+        """The batch that had its turn last."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -85,21 +89,24 @@ class Batching:
 
     async def turn(self) -> bool:
         """One step of whatever is due for each batch; whether anything came of it."""
-        due = await self._tx.read(batch_steps.due, BATCHES)
+        due = await self._tx.read(batch_steps.due, BATCHES, self._last)
+        self._last = due[-1][0].id if due else ""
         reading = {batch.id for batch, steps in due if Step.READ in steps}
         self._inputs = {name: self._inputs[name] for name in self._inputs if name in reading}
         busy = [await self._advance(batch, steps) for batch, steps in due]
         return any(busy)
 
     async def _advance(self, batch: Batch, steps: list[Step]) -> bool:
-        """What is due for one batch; when it fails, the others go on."""
-        try:
-            return any([await self._step(step, batch) for step in steps])
-        except Unavailable as error:
-            log.warning("batch_waits", batch_id=batch.id, error=error.message)
-        except Exception:
-            log.exception("batch_step_failed", batch_id=batch.id)
-        return False
+        """What is due for one batch; when a step fails, the others go on."""
+        busy = False
+        for step in steps:
+            try:
+                busy |= bool(await self._step(step, batch))
+            except Unavailable as error:
+                log.warning("batch_waits", batch_id=batch.id, step=step, error=error.message)
+            except Exception:
+                log.exception("batch_step_failed", batch_id=batch.id, step=step)
+        return busy
 
     async def _step(self, step: Step, batch: Batch) -> object:
         match step:
@@ -151,7 +158,7 @@ class Batching:
 
     async def _end_lines(self, step: Callable[..., Ended], batch: Batch) -> bool:
         """End lines that wait, then tell readers and workers of the others."""
-        ended = await self._tx.by(batch.account_id, step, batch.id, LINES)
+        ended = await self._tx.alone(step, batch.id, ENDED)
         told = (endings.announce(self._tx, self._redis, job) for job in ended.told)
         await asyncio.gather(*told)
         return ended.many > 0

@@ -85,8 +85,7 @@ class Deliveries:
         # Reading costs no commit, and mostly there is nothing.
         if room <= 0 or not await self._tx.read(deliveries.due):
             return
-        busy = [account_id for account_id, many in self._busy.items() if many >= EACH]
-        claimed = await self._tx(deliveries.claim, room, each=EACH, busy=busy)
+        claimed = await self._tx(deliveries.claim, room, each=EACH, busy=dict(self._busy))
         for parcel in claimed:
             self._busy[parcel.account_id] += 1
             task = asyncio.create_task(self._deliver(session, parcel))

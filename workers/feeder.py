@@ -15,9 +15,8 @@ from typing import Final
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlmodel import Session
 
-from shared import background, clock, feeding, hints, lanes, leases, sources, streams
+from shared import background, clock, feeding, hints, sources, streams
 from shared.catalog import Catalog
 from shared.db import Transactions
 from shared.errors import ModelNotFound, Unavailable
@@ -38,7 +37,7 @@ WHILE_BUSY: Final = 0.05
 AT_ONCE: Final = 500
 """Jobs that one transaction lets in at most."""
 SHORT_FOR: Final = 2.0
-"""Seconds for which an account that could not pay is not asked again."""
+"""Seconds for which a batch that could not be paid for waits."""
 OVERFLOWS_FOR: Final = 3
 """Seconds for which word of an overflow counts; it is repeated as long as it lasts."""
 
@@ -65,7 +64,7 @@ class Feeder:
         """The name under which this process leads; None while it does not."""
         self._turns = {lane: (Turns(), dict[str, Turns]()) for lane in Lane}
         self._short: dict[str, float] = {}
-        """Until when an account is not asked again, by this process's own clock."""
+        """Until when a batch that could not be paid for waits, by this process's own clock."""
         self._told = 0.0
         """When we last said that the queue overflows."""
         self._task: asyncio.Task[None] | None = None
@@ -95,12 +94,12 @@ class Feeder:
             await asyncio.sleep(WHILE_BUSY if overflows else EVERY)
 
     async def _feed(self, lane: Lane, leader: str) -> bool:
-        """Fill a lane's queue; whether there was more than it had room for."""
+        """Fill a lane's queue; whether more will find room in a moment."""
         room = await self._room(lane)
         now = time.monotonic()
-        self._short = {account: until for account, until in self._short.items() if until > now}
+        self._short = {batch: until for batch, until in self._short.items() if until > now}
         found = await self._tx.read(sources.waiting, lane, max(0, room) + 1)
-        willing = [source for source in found if source.account_id not in self._short]
+        willing = [source for source in found if source.batch_id not in self._short]
         if not willing:
             return False
         allotment = await self._allotment(willing)
@@ -109,7 +108,7 @@ class Feeder:
         chosen = await self._tx.read(sources.next_of, lane, allotment.places)
         for start in range(0, len(chosen), AT_ONCE):
             await self._let_in(lane, leader, chosen[start : start + AT_ONCE])
-        return overflows
+        return overflows and room > 0
 
     async def _room(self, lane: Lane) -> int:
         async with streams.promptly():
@@ -118,7 +117,7 @@ class Feeder:
         out = await self._tx.read(hints.out, lane.value, self._window)
         room = self._window - max(depth, out)
         if lane == Lane.BATCH:
-            room = min(room, await self._tx.read(_slots_for_batch) - out)
+            room = min(room, await self._tx.read(feeding.free, lane) - out)
         return room
 
     async def _allotment(self, found: Sequence[Source]) -> Allotment:
@@ -132,10 +131,10 @@ class Feeder:
         return Allotment(found, flight, limits, capped)
 
     async def _let_in(self, lane: Lane, leader: str, job_ids: Sequence[str]) -> None:
-        done = await self._tx(feeding.let_in, leader, job_ids, after_ms=self._hint_ttl)
+        done = await self._tx.alone(feeding.let_in, leader, job_ids, after_ms=self._hint_ttl)
         self._hints.send(lane, done.hinted)
-        for account in done.short:
-            self._short[account] = time.monotonic() + SHORT_FOR
+        for batch in done.short:
+            self._short[batch] = time.monotonic() + SHORT_FOR
 
     async def _tell(self, lane: Lane, overflows: bool) -> None:
         """Keep the front from overtaking those who wait here."""
@@ -143,12 +142,6 @@ class Feeder:
             async with streams.promptly():
                 await self._redis.set(OVERFLOWS, 1, ex=OVERFLOWS_FOR)
             self._told = time.monotonic()
-
-
-def _slots_for_batch(session: Session) -> int:
-    """Slots that batch jobs may still take: the last third is kept for the interactive lane."""
-    slots = leases.slots(session)
-    return max(min(1, slots), slots * 2 // 3) - lanes.running(session, Lane.BATCH.value)
 
 
 def _capped(catalog: Catalog, names: Iterable[str]) -> dict[str, tuple[str, int]]:

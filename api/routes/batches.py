@@ -177,8 +177,19 @@ async def resume(batch_id: str, front: FrontDep, caller: AuthorizedCaller) -> Re
 @router.post("/{batch_id}/retry")
 async def retry(batch_id: str, front: FrontDep, caller: AuthorizedCaller) -> Response:
     """Try what did not complete anew, in a window as long as the first; the rest stays."""
+    again = await front.tx.read(_to_retry, caller.account_id, batch_id)
+    front.backlog.check(again)
     await front.tx(batches.retry, caller.account_id, batch_id)
+    front.backlog.lines_came(again)
     return await _shown(front, caller.account_id, batch_id)
+
+
+def _to_retry(session: Session, account_id: str, batch_id: str) -> int:
+    """How many lines a retry would put back into the queue; none while the batch is open."""
+    batch = batches.find(session, account_id, batch_id)
+    if batch.ended_at is None:
+        return 0
+    return batch.total - batch_progress.counts(session, [batch])[batch.id].completed
 
 
 async def _shown(front: Front, account_id: str, batch_id: str) -> Response:

@@ -178,8 +178,7 @@ async def accepted(front: Front, job: Job, prefer: Prefer) -> Response:
     headers = {**job_headers(job), "retry-after": RETRY_AFTER}
     if prefer.respond_async:
         headers["preference-applied"] = "respond-async"
-    position = await front.tx.read(jobs.position, job)
-    view = job_object(job, position=position)
+    view = job_object(job, standing=await front.standing(job))
     return json_response(completion(job, None, job_view=view), status=202, headers=headers)
 
 

@@ -97,8 +97,8 @@ async def shown(front: Front, job: Job, *, partial: bool = False) -> Response:
     response = (await front.tx.read(jobs.content, job.id)).response
     if partial and job.status == JobStatus.IN_PROGRESS:
         response = await partial_response(front, job)
-    position = await front.tx.read(jobs.position, job)
-    view = job_object(job, position=position, latest=await last_entry(front, job))
+    latest = await last_entry(front, job)
+    view = job_object(job, standing=await front.standing(job), latest=latest)
     body = completion(job, response, job_view=view, partial=partial)
     return json_response(body, headers=job_headers(job))
 

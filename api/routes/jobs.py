@@ -56,11 +56,11 @@ async def submit(
     if isinstance(raw, list):
         views = list_object([job_object(job) for job in rows])
         return replayed(json_response(views, status=202, headers=headers), again)
-    position = None
+    standing = None
     with suppress(Unavailable):  # accepted all the same
-        position = await front.tx.read(jobs.position, rows[0])
+        standing = await front.standing(rows[0])
     where = {"location": f"/v1/jobs/{ids.JOB}{rows[0].id}"}
-    view = job_object(rows[0], position=position)
+    view = job_object(rows[0], standing=standing)
     headers = {**job_headers(rows[0]), **headers, **where}
     return replayed(json_response(view, status=202, headers=headers), again)
 
@@ -130,6 +130,6 @@ async def events(
 
 
 async def _shown(front: Front, job: Job) -> Response:
-    position = await front.tx.read(jobs.position, job)
-    view = job_object(job, position=position, latest=await last_entry(front, job))
+    latest = await last_entry(front, job)
+    view = job_object(job, standing=await front.standing(job), latest=latest)
     return json_response(view, headers=job_headers(job))

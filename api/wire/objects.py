@@ -10,6 +10,7 @@ from shared.catalog import Model
 from shared.errors import Fault
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.prices import NANO
+from shared.standing import Standing
 from shared.streams import Entry
 from shared.tables import Attempt, Job
 
@@ -26,7 +27,7 @@ def status(job: Job) -> str:
 
 
 def job_object(
-    job: Job, *, position: int | None = None, latest: Entry | None = None
+    job: Job, *, standing: Standing | None = None, latest: Entry | None = None
 ) -> dict[str, Any]:
     """The native view of a job; `latest` is its log's last entry while it runs."""
     job_id = ids.JOB + job.id
@@ -49,7 +50,7 @@ def job_object(
         "completed_at": clock.seconds(job.completed_at),
         "expires_at": clock.seconds(job.expires_at),
         "stop_at": clock.seconds(job.stop_at),
-        "queue": {"lane": job.lane, "position": position, "eta_seconds": None},
+        "queue": {"lane": job.lane, **_place(standing)},
         "progress": _progress(job, latest),
         "usage": job.usage,
         "cost": {"credits": (job.cost or 0) / NANO, "estimated": job.cost_estimated},
@@ -65,6 +66,14 @@ def job_object(
             "cancel": f"{path}/cancel",
         },
     }
+
+
+def _place(standing: Standing | None) -> dict[str, Any]:
+    if standing is None:
+        return {"position": None, "eta_seconds": None}
+    seconds = standing.eta and [round(each, 1) for each in standing.eta]
+    eta = seconds and dict(zip(("p50", "p90"), seconds, strict=True))
+    return {"position": standing.position, "eta_seconds": eta}
 
 
 def _progress(job: Job, latest: Entry | None) -> dict[str, int]:

@@ -130,7 +130,7 @@ class Job(SQLModel, table=True):
     run_at: int | None = Field(default=None, sa_type=BigInteger)
     """Not before; null is at once."""
     hinted_at: int | None = Field(default=None, sa_type=BigInteger)
-    """When the last hint was sent; null asks the sweep for one."""
+    """When the last hint was sent; null: it waits for its turn."""
     expires_at: int | None = Field(default=None, sa_type=BigInteger)
     """Past this it may no longer start."""
     stop_at: int | None = Field(default=None, sa_type=BigInteger)

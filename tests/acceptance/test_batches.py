@@ -9,12 +9,12 @@ from itertools import pairwise
 from typing import Any
 
 import httpx
-import openai
 import pytest
 from sqlmodel import Session, col, select
 
 from shared import db, keys
 from shared.tables import File
+from tests.bulk import ENDPOINT, Object, ended, jsonl, line, parsed, shown, submitted, uploaded
 from tests.fakes.upstream import Say, Status, WaitFor
 from tests.sdks import SDKS, Application
 from tests.stack import Stack, eventually
@@ -24,62 +24,10 @@ LINES = int(os.environ.get("SLUICE_TEST_LINES", "10"))
 """Of the batches that the SDKs run; try 50,000."""
 MATRIX = [*(("sqlite", sdk) for sdk in SDKS), ("postgresql", SDKS[-1])]
 WITHIN = 60.0 + LINES / 20
-ENDPOINT: Any = "/v1/chat/completions"
-ENDED = {"completed", "failed", "cancelled", "expired"}
 JSONL = {"content-type": "application/x-ndjson"}
 MOMENTS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 
 sqlite = pytest.mark.parametrize("service", ["sqlite"], indirect=True, scope="module")
-
-Object = dict[str, Any]
-
-
-def line(number: int, model: str = "test", **changes: Any) -> Object:
-    """A line of a batch's input."""
-    body = {"model": model, "messages": [{"role": "user", "content": f"Number {number}"}]}
-    good = {"custom_id": f"line-{number}", "method": "POST", "url": ENDPOINT}
-    return {**good, "body": {**body, **changes}}
-
-
-def jsonl(*lines: Object) -> bytes:
-    """An input."""
-    return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
-
-
-def parsed(content: str) -> list[Object]:
-    """The lines of an answer, without the blank ones that keep it awake."""
-    return [json.loads(each) for each in content.splitlines() if each]
-
-
-def uploaded(client: openai.OpenAI, content: bytes) -> str:
-    """The id of a file."""
-    return client.files.create(file=("in.jsonl", content), purpose="batch").id
-
-
-def submitted(http: httpx.Client, *lines: Object, **terms: Any) -> Object:
-    """A batch of these lines."""
-    answer = http.post("/v1/batches", json={"requests": list(lines), **terms})
-    assert answer.status_code == 200, answer.text
-    batch: Object = answer.json()
-    return batch
-
-
-def shown(http: httpx.Client, batch: Object) -> Object:
-    """The batch as it is now."""
-    found: Object = http.get(f"/v1/batches/{batch['id']}").json()
-    return found
-
-
-def ended(http: httpx.Client, batch: Object, status: str = "completed") -> Object:
-    """The batch once it has ended, and as it should."""
-
-    def look() -> Object | None:
-        found = shown(http, batch)
-        return found if found["status"] in ENDED else None
-
-    found = eventually(look, WITHIN)
-    assert found["status"] == status, found
-    return found
 
 
 def kept(service: Stack) -> set[str]:
@@ -340,15 +288,24 @@ def test_a_key_that_came_with_other_lines_is_422(service: Stack) -> None:
 
 @sqlite
 def test_a_full_queue_takes_no_batch(service: Stack) -> None:
-    """503, and what came with the request is gone."""
+    """503, and what came with the request is gone; what failed is not tried anew either."""
+    http = fresh(service, "full")
+    service.upstream.script("test-19", Status(400))
+    lines = [line(number, "test-19") for number in range(3)]
+    failed = ended(http, submitted(http, *lines))
     before, port = kept(service), free_port()
     api = service.api(port, SLUICE_QUEUE_LIMIT="2")
-    ours = {"authorization": f"Bearer {service.key}"}
-    asked = {"requests": [line(number) for number in range(3)]}
-    answer = httpx.post(f"http://127.0.0.1:{port}/v1/batches", json=asked, headers=ours)
+    path = f"http://127.0.0.1:{port}/v1/batches"
+    answers = [
+        httpx.post(path, json={"requests": lines}, headers=http.headers),
+        httpx.post(f"{path}/{failed['id']}/retry", headers=http.headers),
+    ]
     api.stop()
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_full")
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_full")
     assert kept(service) == before
+    assert shown(http, failed)["status"] == "completed"
+    assert http.post(f"/v1/batches/{failed['id']}/retry").status_code == 200
 
 
 @sqlite

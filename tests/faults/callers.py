@@ -19,7 +19,7 @@ from shared import ids
 from tests.faults.reading import DRAINING, Reading, said
 from tests.frames import Framing
 
-COMPLETIONS, JOBS = "/v1/chat/completions", "/v1/jobs"
+COMPLETIONS, JOBS, BATCHES = "/v1/chat/completions", "/v1/jobs", "/v1/batches"
 ENDED = {"completed", "failed", "cancelled", "expired"}
 PAUSES = (0.1, 3.0)
 """Seconds between two tries, first and longest."""
@@ -154,6 +154,22 @@ class Caller:
             if body["status"] in ENDED:
                 self.record.answers[job_id] = (body["status"], said(body))
                 return
+
+    async def results_of(self, batch_id: str) -> list[Any]:
+        """The lines of a batch as they end, at one api and the other, until it has ended."""
+        lines: list[Any] = []
+        async for _ in self._tries():
+            path = f"{BATCHES}/{batch_id}/results?after={len(lines)}"
+            try:
+                async with self.ask("GET", path) as response:
+                    text = await response.text()
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                continue
+            if response.status == 200:
+                lines += map(orjson.loads, text.splitlines())
+                if response.headers["x-incomplete"] == "false":
+                    break
+        return lines
 
     async def stay_away(self, seconds: float) -> None:
         """Have no connection for so long, and then come to the other api."""

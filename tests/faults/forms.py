@@ -8,7 +8,16 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 import aiohttp
 
 from shared import ids
-from tests.faults.callers import COMPLETIONS, JOBS, Asked, Caller, Record, Refused, body_for
+from tests.faults.callers import (
+    BATCHES,
+    COMPLETIONS,
+    JOBS,
+    Asked,
+    Caller,
+    Record,
+    Refused,
+    body_for,
+)
 from tests.faults.machine import GRACE, MISBEHAVIOURS, PACES
 from tests.faults.reading import said
 
@@ -87,6 +96,26 @@ async def array(caller: Caller) -> None:
         await caller.wait_for(job_id)
 
 
+async def in_a_batch(caller: Caller) -> None:
+    """Many as a batch, whose results are read as they come."""
+    record = caller.record
+    numbers = range(len(record.asked))
+    lines = [{"custom_id": f"{number}", "body": body_for(record, number)} for number in numbers]
+    status, _, batch = await caller.insist("POST", BATCHES, json={"requests": lines})
+    if status != 200:
+        record.wrong.append(f"a batch was refused with {status}: {batch}")
+        raise Refused
+    results = await caller.results_of(batch["id"])
+    by_number = {int(each["custom_id"]): each for each in results}
+    if len(results) != len(lines) or by_number.keys() != set(numbers):
+        record.wrong.append(f"{len(lines)} lines have {len(results)} results")
+    record.accept([by_number[number]["id"] for number in numbers], replayed=False)
+    for each in results:
+        response = each["response"]
+        if response is not None and response["status_code"] == 200:
+            record.answers[ids.bare(each["id"]) or ""] = ("completed", said(response["body"]))
+
+
 async def twice_at_once(caller: Caller) -> None:
     """The same request to both apis at the same moment."""
     other = caller.twin()
@@ -138,6 +167,7 @@ MIXTURE: dict[Form, int] = {
     native: 7,
     with_events: 12,
     array: 3,
+    in_a_batch: 3,
     twice_at_once: 4,
     cancelled: 6,
     deserted: 2,
@@ -145,6 +175,8 @@ MIXTURE: dict[Form, int] = {
     with_time_limit: 2,
 }
 """How often each is drawn."""
+MANY = {array, in_a_batch}
+"""What asks for several jobs at once."""
 LIVE = {held, held_for_an_sdk, streamed, streamed_with_breaks, cancelled, deserted}
 """What hangs on its readers."""
 STREAMED = LIVE - {held, held_for_an_sdk}
@@ -158,7 +190,7 @@ def mixed(seed: int, jobs: int) -> Iterator[tuple[Form, Record]]:
     number = 0
     while number < jobs:
         [form] = chance.choices(list(MIXTURE), list(MIXTURE.values()))
-        count = min(chance.randint(*ARRAY), jobs - number) if form is array else 1
+        count = min(chance.randint(*ARRAY), jobs - number) if form in MANY else 1
         asked = [_asked(f"{seed}-{number + one}", chance, form) for one in range(count)]
         record = Record(form.__name__, f"key-{seed}-{number}", asked)
         record.live, record.streamed = form in LIVE, form in STREAMED

@@ -3,13 +3,13 @@
 from datetime import UTC, datetime
 
 import pytest
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from shared import accounts, allowances, jobs, keys, leases, ledger
 from shared.errors import KeyLimitReached
 from shared.outcomes import Completed, Said
 from shared.prices import NANO
-from shared.tables import ApiKey, Job
+from shared.tables import ApiKey, Job, LedgerEntry
 from tests.factories import Sessions, submission, worker
 
 HOLD = 1_000_000
@@ -97,7 +97,8 @@ def test_a_new_period_begins_at_nothing(sessions: Sessions) -> None:
         key_id = allowed(session, HOLD, "day")
         old = priced(session, key_id)
         session.get_one(ApiKey, key_id).spent_since -= 86_400_000
-        session.get_one(Job, old.id).created_at -= 86_400_000
+        hold = session.exec(select(LedgerEntry).where(col(LedgerEntry.job_id) == old.id)).one()
+        hold.created_at -= 86_400_000
     with sessions() as session:
         priced(session, key_id)
         jobs.cancel(session, old.account_id, old.id)

@@ -1,14 +1,17 @@
 """Who is let in: only by the leader, only what can be paid for, and never past a limit."""
 
+from threading import Lock
+
 import pytest
+from sqlalchemy import event
 from sqlmodel import Session, col, select
 
-from shared import accounts, feeding, hints, jobs, keys, leadership, ledger, sources
+from shared import accounts, feeding, hints, jobs, keys, leadership, leases, ledger, sources
 from shared.lifecycle import JobStatus, Lane
 from shared.prices import NANO
 from shared.sources import Source
 from shared.tables import Account, Job, LedgerEntry
-from tests.factories import HOUR, Sessions, claimed, submitted, waiting
+from tests.factories import HOUR, Sessions, claimed, submitted, waiting, worker
 
 ME = "ctl_me"
 
@@ -71,6 +74,28 @@ def test_what_runs_or_is_hinted_is_in_flight(sessions: Sessions) -> None:
     assert flight.models == {"m1": 1, "m2": 1}
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite looks only once
+def test_who_starts_while_we_count_is_in_flight(sessions: Sessions) -> None:
+    """It had a hint when we began and runs when we end: it must not slip through between."""
+    with sessions() as session:
+        ours, by = accounts.ensure(session, "ours").id, worker(session)
+        hinted = [submitted(session).id for _ in range(6)]
+
+    def start_one(*_: object) -> None:
+        if hinted and not starting.locked():
+            with starting, sessions() as session:
+                assert leases.claim(session, hinted.pop(), by) is not None
+
+    starting = Lock()
+    with sessions() as session:
+        event.listen(sessions.engine, "after_cursor_execute", start_one)
+        flight = feeding.flight(session)
+        event.remove(sessions.engine, "after_cursor_execute", start_one)
+
+    assert len(hinted) < 6
+    assert flight.accounts[ours] >= 6
+
+
 def test_a_job_that_was_put_off_waits_for_its_turn_when_its_time_has_come(
     sessions: Sessions,
 ) -> None:
@@ -120,7 +145,7 @@ def test_what_cannot_be_paid_for_waits(leading: Sessions) -> None:
         ours = accounts.ensure(session, "ours").id
         ledger.grant(session, ours, 5 * NANO, note="")
 
-        assert feeding.let_in(session, ME, many, after_ms=HOUR) == (many[:2], {ours})
+        assert feeding.let_in(session, ME, many, after_ms=HOUR) == (many[:2], {""})
         assert waiting(session) == many[2:]
         ledger.grant(session, ours, 100 * NANO, note="")
         assert feeding.let_in(session, ME, many[2:], after_ms=HOUR) == (many[2:], set())
@@ -138,7 +163,28 @@ def test_what_its_key_may_not_spend_waits_too(leading: Sessions) -> None:
         done = feeding.let_in(session, ME, [*limited, free], after_ms=HOUR)
 
     assert set(done.hinted) == {limited[0], free}
-    assert done.short == {key.account_id}
+    assert done.short == {""}
+
+
+def test_what_costs_too_much_does_not_stand_in_the_way(leading: Sessions) -> None:
+    """Of what waits behind it."""
+    with leading() as session:
+        ledger.grant(session, accounts.ensure(session, "ours").id, 10 * NANO, note="")
+        dear, *cheap = [owed(session, credits) for credits in (50, 1, 1, 1)]
+
+        assert feeding.let_in(session, ME, [dear, *cheap], after_ms=HOUR).hinted == cheap
+        assert waiting(session) == [dear]
+        assert money(session) == (7, 3)
+
+
+def test_what_expires_as_it_is_let_in_leaves_nothing_held(leading: Sessions) -> None:
+    """Its deadline passed after it was chosen."""
+    with leading() as session:
+        job_id = owed(session, 1, expires_at=1)
+        ledger.grant(session, accounts.ensure(session, "ours").id, 10 * NANO, note="")
+
+        assert feeding.let_in(session, ME, [job_id], after_ms=HOUR) == ([], set())
+        assert money(session) == (10, 0)
 
 
 def test_a_line_that_is_cancelled_meanwhile_leaves_nothing_held(leading: Sessions) -> None:

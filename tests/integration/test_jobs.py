@@ -12,7 +12,7 @@ from sqlmodel import Session, select
 
 from shared import clock, deadlines, jobs, leases
 from shared.errors import IllegalTransition, InvalidRequest, NotFound
-from shared.lifecycle import NEXT, TERMINAL, JobStatus, Lane
+from shared.lifecycle import NEXT, TERMINAL, JobStatus
 from shared.outcomes import Completed, Retry
 from shared.tables import Attempt, Job, JobContent, JobMetadata
 from tests.factories import (
@@ -253,20 +253,6 @@ def test_a_job_expires_when_it_did_not_start_in_time(sessions: Sessions) -> None
         assert expired.error is not None
         assert expired.error["code"] == "job_expired"
         assert deadlines.expire(session, 10) == []
-
-
-def test_a_place_in_the_queue_counts_who_is_ahead(sessions: Sessions) -> None:
-    """Of the same lane; a job that waits for its time, or has left, has no place."""
-    with sessions() as session:
-        made = sorted((submitted(session) for _ in range(3)), key=lambda job: job.id)
-        batch = submitted(session, lane=Lane.BATCH)
-        planned = submitted(session, run_at=clock.now() + HOUR)
-        running = claimed(session).job
-
-        assert [jobs.position(session, job) for job in made] == [0, 1, 2]
-        assert jobs.position(session, batch) == 0
-        assert jobs.position(session, planned) is None
-        assert jobs.position(session, running) is None
 
 
 def test_metadata_can_be_replaced_at_any_time(sessions: Sessions) -> None:

@@ -7,10 +7,13 @@ from sqlalchemy import text
 from sqlmodel import col, update
 
 from shared import clock, lanes
+from shared.batch_steps import Step
+from shared.batches import retry
 from shared.clock import database_now
 from shared.lifecycle import JobStatus, Lane
 from shared.tables import Job
-from tests.factories import Sessions, claimed, ended_at, job_in, submitted
+from tests import batches
+from tests.factories import Sessions, claimed, ended_at, job_in, ran_for, submitted
 
 
 @pytest.fixture
@@ -43,6 +46,41 @@ def test_lanes_are_counted_apart(sessions: Sessions) -> None:
     assert (batch.lane, batch.running, batch.drained) == ("batch", 1, 0)
     assert len(interactive.waits) == 2
     assert batch.wait(0.5) == batch.wait(0.9) == pytest.approx(5_000, abs=50)
+
+
+def test_lines_that_are_no_jobs_yet_wait_too(sessions: Sessions) -> None:
+    """Those that are not read, and those that are to be tried anew; none of a batch that ended."""
+    with sessions() as session:
+        batches.accepted(session, lines=4)
+        batches.read(session, batches.accepted(session, lines=5), 2)
+        again = batches.begun(session, lines=3)
+        batches.run(session, again, 1, JobStatus.COMPLETED)
+        for number in (2, 3):
+            batches.run(session, again, number, JobStatus.FAILED)
+        batches.advance(session, again)
+        assert again.status == "completed"
+        before = lanes.depths(session)
+        retry(session, again.account_id, again.id)
+
+        assert before == {"batch": 4 + 5}
+        assert lanes.depths(session) == {"batch": 4 + 5 + 2}
+        batches.take(session, again, Step.REPLACE)
+        assert lanes.depths(session) == {"batch": 4 + 5 + 2}
+
+
+def test_a_lane_drains_as_fast_as_its_jobs_ran(sessions: Sessions) -> None:
+    """From the start of the first; what was cancelled before it ran says nothing."""
+    with sessions() as session:
+        for _ in range(4):
+            ran_for(session, 8_000)
+        for _ in range(3):
+            ended_at(session, clock.now())
+
+        ended, seconds = lanes.drained(session, Lane.INTERACTIVE)
+
+        assert ended == 4
+        assert seconds == pytest.approx(8, abs=2)
+        assert lanes.drained(session, Lane.BATCH) == (0, 0)
 
 
 def test_what_was_long_ago_does_not_count(sessions: Sessions) -> None:

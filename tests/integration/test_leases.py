@@ -246,6 +246,20 @@ def test_a_retry_waits_its_time(sessions: Sessions) -> None:
     assert (again.job.run_at, again.job.status_reason) == (None, None)
 
 
+def test_each_retry_waits_its_own_time(sessions: Sessions) -> None:
+    """The statement that moves jobs is kept; what it reckons with is each job's own."""
+    with sessions() as session:
+        due = []
+        for hours in (1, 2):
+            again = Retry(FAULT, timedelta(hours=hours))
+            job = leases.settle(session, claimed(session).lease, again)
+            assert job is not None
+            assert job.run_at is not None
+            due.append(job.run_at)
+
+    assert due[1] - due[0] >= HOUR
+
+
 @pytest.mark.parametrize("word", ["retry", "handed_back"])
 def test_a_job_that_was_asked_to_stop_does_not_start_again(sessions: Sessions, word: str) -> None:
     """Its attempt failed, or its worker left, before it had heard of it."""

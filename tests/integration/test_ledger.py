@@ -18,7 +18,7 @@ from shared.lifecycle import JobStatus
 from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Retry, Said
 from shared.prices import NANO
 from shared.tables import Account, Job, LedgerEntry
-from tests.factories import FAULT, Sessions, submission, worker
+from tests.factories import FAULT, Sessions, submission, taken, worker
 from tests.stack import eventually
 
 PRICES = {"test": ["1000", "1000", "1000", "2000"]}
@@ -118,13 +118,13 @@ def test_a_job_that_waits_again_keeps_its_hold(sessions: Sessions) -> None:
         first = leases.claim(session, job_id, worker(session))
         assert first is not None
         leases.settle(session, first.lease, HandedBack(SAID))
-        lost = leases.claim(session, job_id, worker(session))
+        lost = taken(session, job_id, worker(session))
         assert lost is not None
         leases.retire(session, lost.lease.worker_id)
         losses.rescue(session, 10)
         assert balance(session, account_id) == (9 * HOLD, HOLD)
 
-        last = leases.claim(session, job_id, worker(session))
+        last = taken(session, job_id, worker(session))
         assert last is not None
         assert leases.settle(session, lost.lease, Completed(SAID)) is None
         leases.settle(session, last.lease, Completed(SAID))

@@ -16,11 +16,13 @@ from shared import (
     feeding,
     hints,
     jobs,
+    lanes,
     leases,
     listing,
     losses,
     retention,
     sources,
+    standing,
 )
 from shared.errors import InvalidRequest
 from shared.lifecycle import JobStatus, Lane
@@ -138,7 +140,11 @@ QUERIES: dict[str, Callable[[Session, str, str], object]] = {
         session, account, Filters(metadata={"team": "x"})
     ),
     "claim": lambda session, _, job: leases.claim(session, job, "wkr_1"),
-    "position": lambda session, _, job: jobs.position(session, session.get_one(Job, job)),
+    "standing": lambda session, _, job: standing.look(session, session.get_one(Job, job)),
+    "standing without a hint": lambda session, _, job: standing.look(
+        session, Job(**{**session.get_one(Job, job).model_dump(), "hinted_at": None})
+    ),
+    "lanes": lambda session, *_: lanes.depths(session),
     "expire": lambda session, *_: deadlines.expire(session, 10),
     "abandoned": lambda session, *_: deadlines.abandoned(session, 10),
     "rescue": lambda session, *_: losses.rescue(session, 10),

@@ -200,6 +200,29 @@ def test_a_redis_that_hangs_keeps_nobody_waiting(tmp_path: Path) -> None:
     assert took < 0.4
 
 
+def test_a_channel_keeps_its_client(bench: Bench) -> None:
+    """A message takes several commands, and kombu would make a client for each of them."""
+    with bench.app.connection_for_write() as connection:
+        channel = connection.channel()
+        with channel.conn_or_acquire() as one, channel.conn_or_acquire() as other:
+            kept = one is other
+
+        assert kept
+        assert channel.client is not one  # it waits for messages on a connection of its own
+
+
+def test_a_channel_that_connects_anew_has_another_client(bench: Bench) -> None:
+    """What it keeps belongs to a pool of connections, which goes when Redis does."""
+    with bench.app.connection_for_write() as connection:
+        channel = connection.channel()
+        with channel.conn_or_acquire() as before:
+            channel._disconnect_pools()
+        with channel.conn_or_acquire() as after:
+            assert after.ping()
+
+        assert after.connection_pool is not before.connection_pool
+
+
 def test_a_sentinel_url_names_its_master() -> None:
     """Kombu takes the sentinels from the URL and the master from its options."""
     app = queue.connect("sentinel://:pw@one:26379;sentinel://:pw@two:26379/0?master_name=main")

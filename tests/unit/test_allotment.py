@@ -66,6 +66,20 @@ def test_one_place_at_a_time_makes_the_same_shares() -> None:
     assert got == {"b0": 10, "b1": 10, "other": 20}
 
 
+def test_the_models_of_an_account_take_turns() -> None:
+    """However many wait for one of them; who has waited longest gets the first place."""
+    found = [
+        loose("a", model="aa", oldest="2"), loose("a", model="zz", oldest="1", waiting=5),
+    ]  # fmt: skip
+    allotment = Allotment(found, Room().flight, {}, {})
+    allotment.deal(30, Turns(), {})
+    assert sorted(allotment.places.values()) == [5, 25]
+
+    allotment = Allotment(found, Room().flight, {}, {})
+    allotment.deal(1, Turns(), {})
+    assert allotment.places == {found[1]: 1}
+
+
 def test_weights_of_accounts_are_shares() -> None:
     """Three times the weight, three times the places."""
     room = Room()

@@ -8,8 +8,6 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
-WAITING = "status = 'queued' AND hinted_at IS NULL AND run_at IS NULL"
-
 
 def upgrade() -> None:
     """Apply."""
@@ -154,59 +152,15 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("result_number", sa.Integer(), nullable=True))
     op.add_column("jobs", sa.Column("hold_due", sa.BigInteger(), nullable=True))
     op.add_column("jobs", sa.Column("webhook", sa.JSON(none_as_null=True), nullable=True))
-    _index(
-        "ix_jobs_custom_id",
-        "jobs",
-        ["batch_id", "custom_id"],
-        unique=True,
-        condition="custom_id IS NOT NULL",
-    )
-    _index("ix_jobs_line", "jobs", ["batch_id", "status", "id"], condition="line IS NOT NULL")
-    _index(
-        "ix_jobs_result",
-        "jobs",
-        ["batch_id", "result_number"],
-        unique=True,
-        condition="result_number IS NOT NULL",
-    )
-    _index(
-        "ix_jobs_unnumbered",
-        "jobs",
-        ["batch_id", "completed_at", "id"],
-        condition="line IS NOT NULL AND completed_at IS NOT NULL AND result_number IS NULL",
-    )
-    _index(
-        "ix_jobs_waiting",
-        "jobs",
-        ["lane", "account_id", "model", "id"],
-        condition=f"{WAITING} AND batch_id IS NULL",
-    )
-    _index(
-        "ix_jobs_waiting_lines",
-        "jobs",
-        ["batch_id", "model", "id"],
-        condition=f"{WAITING} AND batch_id IS NOT NULL",
-    )
 
 
-def _index(
-    name: str,
-    table: str,
-    columns: list[str],
-    *,
-    unique: bool = False,
-    condition: str | None = None,
-) -> None:
+def _index(name: str, table: str, columns: list[str], *, condition: str | None = None) -> None:
     clause = None if condition is None else sa.text(condition)
-    op.create_index(
-        name, table, columns, unique=unique, sqlite_where=clause, postgresql_where=clause
-    )
+    op.create_index(name, table, columns, sqlite_where=clause, postgresql_where=clause)
 
 
 def downgrade() -> None:
     """Undo."""
-    for index in ("custom_id", "line", "result", "unnumbered", "waiting", "waiting_lines"):
-        op.drop_index(f"ix_jobs_{index}", "jobs")
     op.drop_column("jobs", "hold_due")
     op.drop_column("jobs", "result_number")
     op.drop_column("jobs", "webhook")

@@ -1,0 +1,129 @@
+"""Where a waiting job stands in its lane, and when it may start."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Any, Final
+
+from sqlalchemy import func, or_
+from sqlmodel import Session, col, select
+
+from shared import feeding, hints, lanes, sources
+from shared.lifecycle import JobStatus, Lane
+from shared.sources import Source
+from shared.tables import Account, Batch, Job
+
+RANK_LIMIT: Final = 10_000
+"""How far ahead of a job its place is counted."""
+FIRST_LOOK: Final = 10
+"""Jobs of each source that are counted at first; ten times as many if that does not settle it."""
+ONE_IN_TEN: Final = 1.28
+"""Standard deviations that one in ten exceeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The place of a job that waits."""
+
+    position: int
+    """Jobs that start before it, if everything stays as it is."""
+    eta: tuple[float, float] | None
+    """Seconds within which it starts as likely as not, and nine times in ten; None: unknown."""
+
+
+def look(session: Session, job: Job, *, capped: bool = False) -> Standing | None:
+    """Where a job stands; None when it does not wait for its turn: its batch is paused, say.
+
+    `capped`: only so many of its model may run at once, so a lane's speed says nothing of it.
+    """
+    if job.status != JobStatus.QUEUED or job.run_at is not None:
+        return None
+    lane = Lane(job.lane)
+    if job.hinted_at is not None:
+        ahead = _hinted_before(session, job, job.hinted_at)
+        return Standing(ahead, _eta(session, lane, ahead))
+    waiting = _before(session, lane, job)
+    if waiting is None:
+        return None
+    ahead = min(RANK_LIMIT, hints.out(session, lane.value, RANK_LIMIT) + waiting)
+    held_back = capped or _held_back(session, job)
+    return Standing(ahead, None if held_back else _eta(session, lane, ahead))
+
+
+def _hinted_before(session: Session, job: Job, hinted_at: int) -> int:
+    earlier = select(col(Job.id)).where(
+        col(Job.status) == JobStatus.QUEUED.value,
+        col(Job.lane) == job.lane,
+        col(Job.hinted_at) <= hinted_at,
+        or_(col(Job.hinted_at) < hinted_at, col(Job.id) < job.id),
+    )
+    return _count(session, earlier)
+
+
+def _before(session: Session, lane: Lane, job: Job) -> int | None:
+    """Jobs without a hint whose turn comes before; None if the job has none."""
+    mine = [source for source in sources.waiting(session, lane, 1) if source.beside(job)]
+    if not mine:
+        return None
+    own = sum(_count(session, sources.older(each, lane, job.id)) for each in mine)
+    most = FIRST_LOOK
+    while True:
+        found = sources.waiting(session, lane, most)
+        terms = feeding.terms(session, {source.account_id for source in found})
+        weights = {account: float(limits.weight or 1) for account, limits in terms.items()}
+        least = _in_turn(found, mine[0], own, weights)
+        # What was not counted to its end may be any number: if that makes no difference, we know.
+        more = [replace(one, waiting=RANK_LIMIT) if one.waiting == most else one for one in found]
+        if most >= RANK_LIMIT or least in (RANK_LIMIT, _in_turn(more, mine[0], own, weights)):
+            return least
+        most *= 10
+
+
+def _in_turn(found: Sequence[Source], mine: Source, own: int, weights: dict[str, float]) -> int:
+    """What fair turns make of a job that so many of its own batch are ahead of."""
+    batches, accounts = Counter[tuple[float, str | None]](), Counter[str]()
+    urgent = 0
+    for source in found:
+        if source.account_id != mine.account_id:
+            accounts[source.account_id] += source.waiting
+        elif source.priority > mine.priority:
+            urgent += source.waiting
+        elif source.priority == mine.priority and source.batch_id != mine.batch_id:
+            batches[source.hurry, source.batch_id] += source.waiting
+    others = [(many, hurry / mine.hurry) for (hurry, _), many in batches.items()]
+    own = urgent + _among(own, others)
+    ours = weights.get(mine.account_id, 1.0)
+    others = [(many, weights.get(name, 1.0) / ours) for name, many in accounts.items()]
+    return min(RANK_LIMIT, _among(own, others))
+
+
+def _among(own: int, others: Iterable[tuple[int, float]]) -> int:
+    """Jobs ahead once these, each with so many waiting and so great a share, take turns too."""
+    return own + sum(min(waiting, int(own * share) + 1) for waiting, share in others)
+
+
+def _held_back(session: Session, job: Job) -> bool:
+    """Whether something else than those ahead of it decides when it starts."""
+    account = session.get_one(Account, job.account_id)
+    limited = bool((account.limits or {}).get("running"))
+    batch = session.get(Batch, job.batch_id) if job.batch_id else None
+    bounded = batch is not None and batch.concurrency is not None
+    return limited or bounded or account.credits < (job.hold_due or 0)
+
+
+def _eta(session: Session, lane: Lane, ahead: int) -> tuple[float, float] | None:
+    """From the lane's speed lately; a job for which a slot is free starts at once."""
+    to_end = ahead + 1 - feeding.free(session, lane)
+    if to_end <= 0:
+        return 0.0, 0.0
+    ended, seconds = lanes.drained(session, lane)
+    if not ended or not seconds:
+        return None
+    likely = to_end * seconds / ended
+    # Ends come as they like: the more we have seen and the more we wait for, the surer it is.
+    return likely, likely * (1 + ONE_IN_TEN * sqrt(1 / to_end + 1 / ended))
+
+
+def _count(session: Session, ids: Any) -> int:
+    return session.exec(select(func.count()).select_from(ids.limit(RANK_LIMIT).subquery())).one()

@@ -1,0 +1,152 @@
+"""Where a job stands: what is said of its place is what the feeder then does."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from sqlmodel import Session, col, select
+
+from shared import accounts, batches, clock, feeding, hints, leases, sources, standing
+from shared.feeding import Flight
+from shared.lifecycle import Lane
+from shared.tables import Account, Batch, Job
+from tests.batches import input_file, line_of, new_batch, read
+from tests.factories import HOUR, Sessions, claimed, ran_for, submitted
+from workers.allotment import Allotment
+from workers.turns import Turns
+
+
+def batch_of(session: Session, account: str, lines: int, **fields: Any) -> Batch:
+    """A batch of that account, all read."""
+    new = new_batch(input_file(session, lines, account=account), **fields)
+    batch, _ = batches.create(session, new, None, None)
+    read(session, batch, lines)
+    return batch
+
+
+def loose(session: Session, account: str, jobs: int, model: str = "test") -> None:
+    """Jobs of the batch lane that are in no batch."""
+    for _ in range(jobs):
+        submitted(session, account=account, model=model, lane=Lane.BATCH, hinted=False)
+
+
+def limited(session: Session, account: str, **limits: int) -> None:
+    """An account with such limits."""
+    accounts.ensure(session, account).limits = limits
+    session.flush()
+
+
+def place(session: Session, job: Job) -> int | None:
+    """How many are ahead of it."""
+    found = standing.look(session, job)
+    return None if found is None else found.position
+
+
+def eta(session: Session, job: Job, *, capped: bool = False) -> tuple[float, float] | None:
+    """When it may start."""
+    found = standing.look(session, job, capped=capped)
+    assert found is not None
+    return found.eta
+
+
+def let_in(session: Session) -> list[str]:
+    """Have everybody let in one by one, as the feeder would; the order."""
+    turns, of_batches, order = Turns(), dict[str, Turns](), list[str]()
+    while found := sources.waiting(session, Lane.BATCH, 100):
+        terms = feeding.terms(session, {source.account_id for source in found})
+        allotment = Allotment(found, Flight(Counter(), Counter(), Counter()), terms, {})
+        allotment.deal(1, turns, of_batches)
+        chosen = sources.next_of(session, Lane.BATCH, allotment.places)
+        assert hints.mark(session, chosen, after_ms=HOUR) == chosen
+        order += chosen
+    return order
+
+
+def test_a_place_counts_who_was_let_in_and_who_is_let_in_before(sessions: Sessions) -> None:
+    """Of the same lane; what runs, is planned, or is in a paused batch has no place."""
+    with sessions() as session:
+        made = sorted((submitted(session) for _ in range(3)), key=lambda job: job.id)
+        waits = sorted((submitted(session, hinted=False) for _ in range(2)), key=lambda job: job.id)
+        other = submitted(session, lane=Lane.BATCH, hinted=False)
+        planned = submitted(session, hinted=False, run_at=clock.now() + HOUR)
+        batch = batch_of(session, "ours", 1)
+        batches.pause(session, batch.account_id, batch.id)
+
+        assert [place(session, job) for job in (*made, *waits)] == [0, 1, 2, 3, 4]
+        assert place(session, other) == 0
+        assert place(session, planned) is None
+        assert place(session, line_of(session, batch, 1)) is None
+        assert place(session, claimed(session).job) is None
+
+
+def test_a_crowd_is_ahead_of_a_newcomer_by_one_turn(sessions: Sessions) -> None:
+    """However many it is; counted no further than it matters."""
+    with sessions() as session:
+        big = batch_of(session, "big", 150)
+        small = batch_of(session, "small", 3)
+
+        assert [place(session, line_of(session, small, n)) for n in (1, 2, 3)] == [1, 3, 5]
+        assert place(session, line_of(session, big, 1)) == 1
+        assert place(session, line_of(session, big, 150)) == 149 + 3
+        limited(session, "big", weight=20)
+        assert [place(session, line_of(session, small, n)) for n in (1, 2, 3)] == [1, 22, 43]
+
+
+def test_what_is_said_of_a_place_is_what_happens(sessions: Sessions) -> None:
+    """With weights, priorities, deadlines and models: a turn of everybody more or less."""
+    with sessions() as session:
+        loose(session, "a", 15)
+        loose(session, "a", 10, "another")
+        limited(session, "b", weight=3)
+        batch_of(session, "b", 12)
+        batch_of(session, "b", 6, priority=5)
+        batch_of(session, "c", 15, window="1h", window_ms=HOUR)
+        batch_of(session, "c", 15)
+        loose(session, "d", 1)
+        rows = session.exec(select(Job).where(col(Job.lane) == Lane.BATCH.value)).all()
+        said = {job.id: place(session, job) for job in rows}
+
+        order = let_in(session)
+
+        assert sorted(said) == sorted(order)
+        for then, job_id in enumerate(order):
+            assert said[job_id] == pytest.approx(then, abs=8), (then, said[job_id])
+
+
+def test_a_time_is_told_by_the_speed_of_the_lane(sessions: Sessions) -> None:
+    """Unknown until something ended; at once while a slot is free."""
+    with sessions() as session:
+        leases.register(session, pid=1, slots=2, models=[])
+        first = submitted(session)
+        assert eta(session, first) == (0, 0)
+        without_slots = leases.register(session, pid=1, slots=0, models=[])
+        for _ in range(2):
+            claimed(session, by=without_slots)
+        assert eta(session, first) is None
+
+        for _ in range(20):
+            ran_for(session, 10_000, by=without_slots)
+        for _ in range(39):
+            last = submitted(session, hinted=False)
+
+        found = eta(session, last)
+        assert found is not None
+        likely, surely = found
+        assert likely == pytest.approx(40 / 2, rel=0.2)
+        assert 1.2 * likely < surely < 1.6 * likely
+
+
+def test_no_time_is_told_of_what_something_else_holds_back(sessions: Sessions) -> None:
+    """A limit on what runs at once, of its account, batch or model; or a lack of credits."""
+    with sessions() as session:
+        leases.register(session, pid=1, slots=100, models=[])
+        free = submitted(session, hinted=False)
+        unpaid = submitted(session, hinted=False, hold_due=1, prices={})
+        batch = batch_of(session, "ours", 1, concurrency=1)
+
+        assert eta(session, free) == (0, 0)
+        assert eta(session, free, capped=True) is None
+        assert eta(session, unpaid) is None
+        assert eta(session, line_of(session, batch, 1)) is None
+        session.exec(select(Account)).one().limits = {"running": 1}
+        assert eta(session, free) is None
