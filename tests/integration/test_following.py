@@ -19,6 +19,7 @@ from shared.jobs import Submission
 from shared.outcomes import Completed, Retry, Said
 from shared.streams import DELTAS, END, RETRYING, Entry
 from shared.tables import Job, JobContent
+from tests.factories import taken
 from tests.valkey import Valkey
 from workers.publisher import JobLog, Publisher
 
@@ -51,7 +52,7 @@ class Desk:
         """The attempt fails, and the job is claimed anew."""
         fault = Fault(502, "upstream_error", "upstream_error", "It hung up.")
         await self.tx(leases.settle, self.claim.lease, Retry(fault, after=SOON))
-        claim = await self.tx(leases.claim, self.claim.job.id, self.worker_id)
+        claim = await self.tx(taken, self.claim.job.id, self.worker_id)
         assert claim is not None
         self.claim = claim
 
