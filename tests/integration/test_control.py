@@ -71,6 +71,10 @@ class Room:
         except RedisError:
             return -1
 
+    async def hinted(self) -> bool:
+        """Whether there is one; twice is no more than once when it was sent in doubt."""
+        return await self.hints() > 0
+
     async def status(self, job: Job) -> str:
         """A job's, now."""
         return (await self.tx.read(jobs.find, self.account_id, job.id)).status
@@ -226,7 +230,7 @@ async def test_the_loops_need_no_redis(room: Room, redis_server: Valkey) -> None
     await until(lambda: room.status(job), JobStatus.QUEUED.value, 30)
     redis_server.restart()
 
-    await until(room.hints, 1, 30)
+    await until(room.hinted, True, 30)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -248,4 +252,4 @@ async def test_the_loops_do_not_wait_for_a_redis_that_hangs(
     await until(lambda: room.status(job), JobStatus.QUEUED.value)
     os.kill(redis_server.pid, signal.SIGCONT)
 
-    await until(room.hints, 1)
+    await until(room.hinted, True)
