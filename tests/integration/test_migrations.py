@@ -97,7 +97,8 @@ def test_a_migration_that_processes_get_in_the_way_of_is_tried_again(
     with postgres_server.fresh("template1") as url, ThreadPoolExecutor() as pool:
         revisions.migrate(url, "0002")
         engine = db.connect(url)
-        with engine.connect() as busy, engine.connect() as looking:
+        alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+        with engine.connect() as busy, alone.connect() as looking:
             busy.execute(text("SET deadlock_timeout = '1min'"))  # the other gives way
             busy.execute(text("LOCK TABLE jobs IN ROW EXCLUSIVE MODE"))
             migrating = pool.submit(revisions.migrate, url)
