@@ -111,6 +111,7 @@ def running(asked: argparse.Namespace) -> Iterator[tuple[Stack, Watch]]:
         upstream = ScriptedUpstream(free_port())  # never started: only its address counts
         stack = opened.enter_context(Stack(home, url, redis.url, upstream))
         stack.offer(MODEL, price=PRICE)
+        stack.forked = False
         stack.fund("ours", CREDITS)
         for name in SHORT:
             del stack.environment[name]

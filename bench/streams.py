@@ -42,6 +42,7 @@ def running(models: list[str]) -> Iterator[tuple[Stack, dict[str, psutil.Process
             Stack(home, url, redis.url, upstream) as stack,
         ):
             stack.offer(*models)
+            stack.forked = False
             stack.environment["SLUICE_LOG_LEVEL"] = "WARNING"
             worker, api = stack.worker(), stack.api()
             stack.ready(api, worker)

@@ -17,8 +17,8 @@ from shared import accounts, audit, db, keys, ledger
 from shared.prices import NANO
 from tests.fakes.upstream import ScriptedUpstream
 from tests.valkey import free_port
+from tests.zygote import ROOT, Child, zygote
 
-ROOT = Path(__file__).parents[1]
 CATALOG = """
 [upstreams.fake]
 dialect = "openai"
@@ -66,7 +66,8 @@ def eventually(look: Callable[[], T | None], within: float = 10.0) -> T:
 class Process:
     """One `sluice` command, its output in a file; `module` may stand in for the CLI's own.
 
-    It runs the code of the folder that it starts in.
+    It runs the code of the folder that it starts in. `forked`: if that is ours, it need not be
+    imported again.
     """
 
     def __init__(
@@ -76,8 +77,14 @@ class Process:
         log: Path,
         module: str = "cli",
         tree: Path = ROOT,
+        *,
+        forked: bool = True,
     ) -> None:
         self.log = log
+        self._popen: subprocess.Popen[bytes] | Child
+        if forked and module == "cli" and tree == ROOT:
+            self._popen = zygote().start(arguments, {**os.environ, **environment}, log)
+            return
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -142,6 +149,8 @@ class Stack:
         self.port = free_port()
         self.tree = ROOT
         """Where the code is of processes that start from now on."""
+        self.forked = True
+        """Whether those may share memory with each other that they only read."""
         self._processes: list[Process] = []
         self._clients: list[Any] = []
         self.environment = {
@@ -190,7 +199,12 @@ class Stack:
         """Start `sluice name …`."""
         log = self.home / f"{name}-{len(self._processes)}.log"
         process = Process(
-            [name, *arguments], {**self.environment, **environment}, log, module, self.tree
+            [name, *arguments],
+            {**self.environment, **environment},
+            log,
+            module,
+            self.tree,
+            forked=self.forked,
         )
         self._processes.append(process)
         return process

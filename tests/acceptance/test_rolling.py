@@ -23,8 +23,9 @@ from tests.factories import Sessions
 from tests.fakes.upstream import Say, ScriptedUpstream, WaitFor
 from tests.frames import frames, text_of
 from tests.postgres import Postgres
-from tests.stack import ROOT, Stack, eventually
+from tests.stack import Stack, eventually
 from tests.valkey import Valkey, free_port
+from tests.zygote import ROOT
 
 BEFORE = "c5740a10cb6684ca8a57fe88960913915812231d"
 """The last commit whose tables were at the revision below."""
