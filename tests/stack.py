@@ -81,6 +81,7 @@ class Process:
         forked: bool = True,
     ) -> None:
         self.log = log
+        log.touch()
         self._popen: subprocess.Popen[bytes] | Child
         if forked and module == "cli" and tree == ROOT:
             self._popen = zygote().start(arguments, {**os.environ, **environment}, log)
