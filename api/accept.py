@@ -96,8 +96,6 @@ async def accept(
     admission: Admission,
     submissions: Sequence[Submission],
     sent: Sent | None,
-    *,
-    held: bool = False,
 ) -> tuple[list[Job], bool]:
     """Commit the jobs, all or none, then hint those that may start at once.
 
@@ -111,14 +109,14 @@ async def accept(
             return earlier, True
     try:
         front.backlog.check(len(submissions))
-        await admission.take(front.catalog, submissions, held=held)
+        await admission.take(front.catalog, submissions)
     except (QueueFull, RateLimited):
         # A request that came before costs nothing more, and its caller asks what became of it.
         known = await front.tx.read(idempotency.known, submissions[0].account_id, sent)
         if not known:
             raise
         return known, True
-    accepted, again = await _pay(front, submissions, sent)
+    accepted, again = await _pay(front, admission, submissions, sent)
     if again:
         await admission.end()
     else:
@@ -152,26 +150,26 @@ async def _sent_before(front: Front, new: Submission, sent: Sent) -> list[Job]:
 
 
 async def _pay(
-    front: Front, submissions: Sequence[Submission], sent: Sent | None
+    front: Front, admission: Admission, submissions: Sequence[Submission], sent: Sent | None
 ) -> tuple[list[Job], bool]:
     """Commit; a single job that cannot be paid for may be made smaller."""
     payable = submissions
     for _ in range(2):  # the account may have too little, and then the key
         try:
-            return await _commit(front, payable, sent)
+            return await _commit(front, admission, payable, sent)
         except (InsufficientCredits, KeyLimitReached) as refusal:
             less = affording.smaller(submissions[0], refusal) if len(submissions) == 1 else None
             if less is None:
                 raise
             payable = [less]
-    return await _commit(front, payable, sent)
+    return await _commit(front, admission, payable, sent)
 
 
 async def _commit(
-    front: Front, submissions: Sequence[Submission], sent: Sent | None
+    front: Front, admission: Admission, submissions: Sequence[Submission], sent: Sent | None
 ) -> tuple[list[Job], bool]:
     def submit(session: Session, again: bool) -> tuple[list[Job], bool]:
-        return idempotency.submit(session, submissions, sent, again=again)
+        return idempotency.submit(session, submissions, sent, again=again, check=admission.check)
 
     return await commit(front, submissions[0].account_id, submit)
 

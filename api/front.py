@@ -115,7 +115,6 @@ async def lifespan(settings: ApiSettings, metrics: Metrics) -> AsyncIterator[Fro
     front.window.start()
     front.backlog.start()
     front.holds.start()
-    front.throttle.start()
     try:
         yield front
     finally:

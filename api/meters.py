@@ -6,15 +6,17 @@ limit that is changed keeps its share.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, Literal
 
 from shared.buckets import MINUTE, share
-from shared.catalog import Model
-from shared.errors import RateLimited
+from shared.catalog import Catalog, Model
+from shared.errors import ModelNotFound, RateLimited
 from shared.limits import Limits
+from shared.places import Taken
 
 ONE_ENDS: Final = 1_000_000
 """Microseconds after which it may be worth asking again for one of so many at once."""
@@ -58,7 +60,7 @@ class Meter:
     bounds: Bounds
     unit: Unit
     key: str
-    """Where Redis keeps it."""
+    """Where Redis keeps it, if it is a bucket."""
     limit: int
     wanted: int
 
@@ -111,6 +113,11 @@ class Reading:
         return max(0, left)
 
     @property
+    def before(self) -> "Reading":
+        """How far it was before what is wanted was taken."""
+        return replace(self, used=self.used - self.meter.share(self.meter.wanted))
+
+    @property
     def full_in(self) -> float | None:
         """Seconds until nothing of a bucket is used any more; None for a count."""
         return None if self.meter.unit == CONCURRENCY else self.used / 1_000_000
@@ -134,6 +141,22 @@ class Reading:
             "remaining": self.remaining,
             "reset": self.full_in,
         }
+
+
+def counted(counts: Iterable[Meter], taken: Taken, catalog: Catalog) -> list[Reading]:
+    """How far the limits on what is open at once are, when these places are taken."""
+
+    def holds_for(bounds: Bounds, key_id: str | None, model: str) -> bool:
+        if bounds.scope == "model":
+            with suppress(ModelNotFound):  # it was on offer when the job came
+                return catalog.find(model).entry == bounds.name
+            return False
+        return bounds.scope == "account" or bounds.name == key_id
+
+    return [
+        Reading(meter, sum(n for named, n in taken.items() if holds_for(meter.bounds, *named)))
+        for meter in counts
+    ]
 
 
 def headers(readings: Sequence[Reading]) -> dict[str, str]:

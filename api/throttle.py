@@ -1,23 +1,24 @@
 """What a request takes of its caller's limits, and when that is given back.
 
-A place among those open at once ends with the answer. The tokens that were set aside are put right
-then, if that is within the minute. What came to nothing takes nothing.
+The tokens that were set aside are put right when the answer is there, if that is within the minute.
+What came to nothing takes nothing. Places among those open at once are not taken here: they are
+counted from the rows of jobs, in the transaction that accepts one more.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
 
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from sqlmodel import Session
 
-from api import meters, sse
+from api import meters
 from api.counters import Local, Shared
 from api.meters import CONCURRENCY, TOKENS, Bounds, Meter, Reading, Want
-from shared import background, buckets, ids, jobs, streams
+from shared import background, buckets, jobs, places, streams
 from shared.buckets import Taken
 from shared.catalog import Catalog
 from shared.db import Transactions
@@ -27,30 +28,21 @@ from shared.tables import Job
 
 log = structlog.get_logger()
 
-RENEW_EVERY: Final = 10.0
-"""Seconds between two renewals of what is open; a lease lasts for three."""
-
 
 class Throttle:
     """The counters of a process: Redis' while it answers, its own otherwise."""
 
-    def __init__(self, redis: Redis, tx: Transactions, *, renew_every: float = RENEW_EVERY) -> None:
+    def __init__(self, redis: Redis, tx: Transactions) -> None:
         self.tx = tx
         self._redis = redis
-        self._every = renew_every
         self._shared = Shared(redis)
         self._local = Local()
         self._away = False
-        self._task: asyncio.Task[None] | None = None
         self._late: set[asyncio.Task[None]] = set()
 
-    def start(self) -> None:
-        """Begin to renew; needs the running loop."""
-        self._task = asyncio.create_task(self._renew(), name="throttle")
-
     async def stop(self) -> None:
-        """Stop renewing: what is open still lapses by itself."""
-        await background.stop(self._task, *self._late)
+        """Wait for nothing any more: what is not given back refills."""
+        await background.stop(*self._late)
 
     @asynccontextmanager
     async def admission(self, account_id: str, own: Sequence[Bounds]) -> AsyncIterator["Admission"]:
@@ -61,50 +53,36 @@ class Throttle:
         finally:
             await admission.end()
 
-    async def take(self, wanted: Sequence[Meter], lease: str) -> tuple[list[Reading], bool]:
-        """How far each meter is with what is wanted, and whether that is in Redis.
+    async def take(self, wanted: Sequence[Meter]) -> tuple[list[Reading], bool]:
+        """How far each bucket is with what is wanted, and whether that is in Redis.
 
         Raises `RateLimited`, and then nothing was taken.
         """
         if (never := meters.impossible(wanted)) is not None:
             raise never
-        shared = True
-        try:
-            async with streams.promptly():
-                taken, readings = await self._shared.take(wanted, lease)
-            self._back()
-        except (RedisError, OSError) as error:
-            self._lost(error)
-            shared = False
-            taken, readings = self._local.take(wanted, lease)
+        taken, readings, shared = await self._take(wanted)
         if not taken:
             raise meters.refusal(readings)
-        self._local.keep(_places(wanted), lease)
         return readings, shared
 
-    async def left(self, account_id: str, bounds: Iterable[Bounds]) -> list[Reading]:
-        """How far the meters are."""
-        looked_at = meters.meters(account_id, dict.fromkeys(bounds, Want()))
-        if not looked_at:
-            return []
-        try:
-            async with streams.promptly():
-                return (await self._shared.take(looked_at, ""))[1]
-        except (RedisError, OSError) as error:
-            self._lost(error)
-            return self._local.take(looked_at, "")[1]
+    async def left(
+        self, account_id: str, bounds: Iterable[Bounds], catalog: Catalog
+    ) -> list[Reading]:
+        """How far all meters are. Raises `Unavailable` when places cannot be counted."""
+        rates, counts = _parted(meters.meters(account_id, dict.fromkeys(bounds, Want())))
+        _, readings, _ = await self._take(rates) if rates else (True, [], True)
+        if counts:
+            taken = await self.tx.read(places.taken, account_id)
+            readings += meters.counted(counts, taken, catalog)
+        return readings
 
-    async def give(
-        self, changes: Mapping[str, int], places: Sequence[str], lease: str, *, shared: bool
-    ) -> None:
-        """Move buckets, and give up the lease at these places."""
-        self._local.drop(places, lease)
+    async def give(self, changes: Mapping[str, int], *, shared: bool) -> None:
+        """Move buckets by so many microseconds each."""
         if not shared:
             self._local.adjust(changes)
-            changes = {}
-        if changes or places:
+        elif changes:
             # A late Redis is not waited for, but it should hear of this all the same.
-            task = asyncio.create_task(self._adjust(changes, places, lease))
+            task = asyncio.create_task(self._adjust(changes))
             self._late.add(task)
             task.add_done_callback(self._late.discard)
             await asyncio.wait({task}, timeout=streams.PROMPTLY)
@@ -117,26 +95,21 @@ class Throttle:
         except (RedisError, OSError) as error:
             self._lost(error)
 
-    async def _adjust(self, changes: Mapping[str, int], places: Sequence[str], lease: str) -> None:
+    async def _take(self, wanted: Sequence[Meter]) -> tuple[bool, list[Reading], bool]:
         try:
-            await self._shared.adjust(changes, places, lease)
+            async with streams.promptly():
+                taken, readings = await self._shared.take(wanted)
         except (RedisError, OSError) as error:
-            self._lost(error)  # it lapses, or refills
+            self._lost(error)
+            return *self._local.take(wanted), False
+        self._back()
+        return taken, readings, True
 
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(self._every)
-            self._local.tidy()
-            held = {key: frozenset(leases) for key, leases in self._local.leases.items()}
-            try:
-                await self._shared.renew(held)
-                for key, leases in held.items():  # those that ended meanwhile are there again
-                    for lease in leases - self._local.leases.get(key, set()):
-                        await self._shared.adjust({}, [key], lease)
-            except (RedisError, OSError) as error:
-                self._lost(error)
-            except Exception:  # without renewals all that is open would lapse
-                log.exception("throttle_broke")
+    async def _adjust(self, changes: Mapping[str, int]) -> None:
+        try:
+            await self._shared.adjust(changes)
+        except (RedisError, OSError) as error:
+            self._lost(error)  # they refill
 
     def _lost(self, error: Exception) -> None:
         if not self._away:
@@ -146,6 +119,7 @@ class Throttle:
     def _back(self) -> None:
         if self._away:
             log.info("limits_counted_in_redis")
+            self._local.tidy()
         self._away = False
 
 
@@ -158,36 +132,43 @@ class Admission:
         self._throttle = throttle
         self._account_id = account_id
         self._own = own
-        self._lease = ids.new_id()
+        self._catalog: Catalog
         self._taken: list[Meter] = []
+        self._counts: list[Meter] = []
+        self._before: list[Reading] = []
         self._shared = True
         self._taken_at = 0.0
         self._kept: Sequence[Job] = ()
         self._noted: dict[str, Taken] = {}
         """What jobs in the background take, which are put right by whoever ends them."""
 
-    async def take(
-        self, catalog: Catalog, submissions: Sequence[Submission], *, held: bool
-    ) -> None:
-        """Take what they need, all of it; `held`: their connection stays open for the answer.
-
-        Raises `RateLimited`.
-        """
+    async def take(self, catalog: Catalog, submissions: Sequence[Submission]) -> None:
+        """Take the requests and tokens that they need, all of it. Raises `RateLimited`."""
         wants: dict[Bounds, Want] = {}
         for new in submissions:
             tokens = new.prompt_tokens + new.output_tokens
-            one = Want(requests=1, tokens=tokens, concurrency=int(held))
+            one = Want(requests=1, tokens=tokens, concurrency=int(not new.background))
             own = dict.fromkeys((*self._own, *meters.bounds_of(catalog.find(new.model))), one)
             wants |= {bounds: wants.get(bounds, Want()) + one for bounds in own}
             if new.background:
                 found = meters.meters(self._account_id, own)
                 limits = {meter.key: meter.limit for meter in found if meter.unit == TOKENS}
                 self._noted |= {new.job_id: Taken(tokens, limits)} if limits else {}
-        wanted = meters.meters(self._account_id, wants)
-        if wanted:
-            readings, self._shared = await self._throttle.take(wanted, self._lease)
-            self._taken, self._taken_at = wanted, time.monotonic()
+        rates, counts = _parted(meters.meters(self._account_id, wants))
+        if rates:
+            readings, self._shared = await self._throttle.take(rates)
+            self._taken, self._taken_at = rates, time.monotonic()
+            self._before = [reading.before for reading in readings]
             self.headers = meters.headers(readings)
+        self._catalog, self._counts = catalog, [meter for meter in counts if meter.wanted]
+
+    def check(self, session: Session) -> None:
+        """Raise `RateLimited` if no place is free; in the transaction that takes one."""
+        if self._counts:
+            taken = places.taken_for_sure(session, self._account_id)
+            readings = meters.counted(self._counts, taken, self._catalog)
+            if any(reading.wait for reading in readings):
+                raise meters.refusal([*self._before, *readings])
 
     async def keep(self, accepted: Sequence[Job]) -> None:
         """It became these jobs; otherwise its end gives everything back."""
@@ -195,39 +176,15 @@ class Admission:
         if self._noted and self._shared:
             await self._throttle.note(self._account_id, self._noted)
 
-    async def before_done(self, frames: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-        """The same frames; its place is free before the client reads that the stream is over."""
-        try:
-            async for each in frames:
-                if each.endswith(sse.DONE):
-                    await self._free()
-                yield each
-        finally:
-            await frames.aclose()
-            await self._free()
-
     async def end(self) -> None:
         """Give back what is needed no longer; again is harmless."""
-        await self._free()
         taken, self._taken = self._taken, []
         if self._kept:
             taken = [meter for meter in taken if meter.unit == TOKENS]
         used = await self._used() if taken and self._kept else 0
         if used is not None:
-            await self._give(taken, used)
-
-    async def _free(self) -> None:
-        places = [meter for meter in self._taken if meter.unit == CONCURRENCY]
-        self._taken = [meter for meter in self._taken if meter.unit != CONCURRENCY]
-        await self._give(places, 0)
-
-    async def _give(self, taken: Sequence[Meter], used: int) -> None:
-        changes = {
-            meter.key: meter.share(used) - meter.share(meter.wanted)
-            for meter in taken
-            if meter.unit != CONCURRENCY
-        }
-        await self._throttle.give(changes, _places(taken), self._lease, shared=self._shared)
+            changes = {m.key: m.share(used) - m.share(m.wanted) for m in taken}
+            await self._throttle.give(changes, shared=self._shared)
 
     async def _used(self) -> int | None:
         """The tokens of a job that was waited for, if it ended in time; None: who knows."""
@@ -242,5 +199,7 @@ class Admission:
         return None if row.completed_at is None else buckets.used(row)
 
 
-def _places(wanted: Sequence[Meter]) -> list[str]:
-    return [meter.key for meter in wanted if meter.unit == CONCURRENCY and meter.wanted]
+def _parted(wanted: Sequence[Meter]) -> tuple[list[Meter], list[Meter]]:
+    """Those counted by the minute, and those counted at once."""
+    rates = [meter for meter in wanted if meter.unit != CONCURRENCY]
+    return rates, [meter for meter in wanted if meter.unit == CONCURRENCY]

@@ -1,6 +1,6 @@
 """Requests that come again: by the caller's own key, or by an SDK that tries again by itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -38,13 +38,18 @@ class Sent:
 
 
 def submit(
-    session: Session, many: Sequence[Submission], sent: Sent | None, *, again: bool = False
+    session: Session,
+    many: Sequence[Submission],
+    sent: Sent | None,
+    *,
+    again: bool = False,
+    check: Callable[[Session], None] | None = None,
 ) -> tuple[list[Job], bool]:
     """Accept all of them, or find the jobs that this very request became earlier (True).
 
-    `again`: these submissions were tried before, and their commit went unanswered. Raises
-    `IdempotencyKeyReused` when the key came with another request, `IdempotencyInFlight` while the
-    same one is being accepted elsewhere.
+    `again`: these submissions were tried before, and their commit went unanswered. `check` raises
+    what keeps out those that are new. Raises `IdempotencyKeyReused` when the key came with another
+    request, `IdempotencyInFlight` while the same one is being accepted elsewhere.
     """
     if again and (landed := _rows(session, [new.job_id for new in many])):
         return landed, False
@@ -57,6 +62,8 @@ def submit(
             return found, True
     elif sent is not None and sent.by_sdk:
         many = [replace(new, fingerprint=sent.fingerprint) for new in many]
+    if check is not None:
+        check(session)
     return jobs.submit_all(session, many), False
 
 

@@ -16,7 +16,7 @@ class Limits(BaseModel):
     tokens_per_minute: Count | None = None
     """Of prompt and completion together."""
     concurrency: Count | None = None
-    """Held and streamed requests that are open at once."""
+    """Jobs of held and streamed requests that have not ended."""
 
 
 class AccountLimits(Limits):

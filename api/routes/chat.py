@@ -70,12 +70,11 @@ async def ask(
             front, caller, request_id, asked, raw, background=background, stop_after=stop_after
         ),
     )
-    held = bool(asked.stream) or not background or bool(prefer.wait)
     sent = parse_sent(request, raw)
-    [job], again = await accept(front, admission, [new], sent, held=held)
+    [job], again = await accept(front, admission, [new], sent)
     try:
         if asked.stream:
-            response = await stream(front, job, after=FROM_START, anew=again, admission=admission)
+            response = await stream(front, job, after=FROM_START, anew=again)
         else:
             response = await _held(request, front, job, prefer, background, again)
             await admission.end()  # before the client has its answer, and comes with the next
@@ -130,16 +129,12 @@ def job_headers(job: Job) -> dict[str, str]:
     return {"x-job-id": ids.JOB + job.id, "location": completion_path(job)}
 
 
-async def stream(
-    front: Front, job: Job, *, after: int, anew: bool, admission: Admission | None = None
-) -> Response:
+async def stream(front: Front, job: Job, *, after: int, anew: bool) -> Response:
     """The job's chunks after a number, live to the end; an early failure as a plain error.
 
-    `anew`: the job was submitted by an earlier request. `admission`: it counts as open until then.
+    `anew`: the job was submitted by an earlier request.
     """
     frames = relay.chunks(front, job, after=after, anew=anew)
-    if admission is not None:
-        frames = admission.before_done(frames)
     try:
         ready = await sse.opened(frames, EARLY_FAILURE)
     except sse.StreamFailed as failed:

@@ -20,6 +20,7 @@ async def show(front: FrontDep, caller: AuthorizedCaller) -> Response:
     """
     usable = filter(caller.may_use, front.catalog.models.values())
     limited = [each for model in usable for each in bounds_of(model)]
-    readings = await front.throttle.left(caller.account_id, [*caller.bounds, *limited])
+    bounds = [*caller.bounds, *limited]
+    readings = await front.throttle.left(caller.account_id, bounds, front.catalog)
     paces = await front.tx.read(lanes.paces)
     return json_response(queue_object(front.backlog.depths, paces, readings))

@@ -1,6 +1,6 @@
 """Jobs, what was asked and said, every try, and how a request is recognised."""
 
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, LargeBinary, Text
 from sqlmodel import Field, SQLModel
@@ -12,6 +12,8 @@ from shared.tables.indexes import partial
 _QUEUED = f"status = '{JobStatus.QUEUED}'"
 _WAITING = f"{_QUEUED} AND hinted_at IS NULL AND run_at IS NULL"
 _RUNNING = f"status = '{JobStatus.IN_PROGRESS}'"
+IN_PLACE: Final = "completed_at IS NULL AND NOT background"
+"""Held and streamed jobs that have not ended; see `shared.places`."""
 _ENDED = "status IN ({})".format(", ".join(f"'{status}'" for status in sorted(TERMINAL)))
 
 
@@ -64,6 +66,7 @@ class Job(SQLModel, table=True):
             "attended_until",
             condition="attended_until IS NOT NULL AND completed_at IS NULL",
         ),
+        partial("ix_jobs_in_place", "account_id", "key_id", "model", condition=IN_PLACE),
         partial("ix_jobs_ended", "completed_at", condition="completed_at IS NOT NULL"),
         partial("ix_jobs_lost", "losses", condition="losses > 0 AND completed_at IS NULL"),
         partial(

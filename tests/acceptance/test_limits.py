@@ -179,7 +179,7 @@ def test_a_models_limit_holds_for_each_account(service: Stack) -> None:
 
 
 def test_so_many_may_be_open_at_once(service: Stack) -> None:
-    """Held and streamed; a place is free again with the last byte, or when the client leaves."""
+    """Held and streamed; a place is free again when the job has ended, by whichever way."""
     go = threading.Event()
     key = limited(service, "open", key={"concurrency": 2})
     http = service.http(key)
@@ -195,14 +195,60 @@ def test_so_many_may_be_open_at_once(service: Stack) -> None:
             replay = service.http(key).stream("GET", f"{opened.headers['location']}?stream=true")
             with replay as resumed:
                 assert resumed.status_code == 200
+        assert left(http, "concurrency") == 0, "its reader has left, and the job goes on"
+        http.post(f"{opened.headers['location']}/cancel")
         eventually(lambda: left(http, "concurrency") == 1)
         go.set()
         assert held.result().status_code == 200
 
+    assert left(http, "concurrency") == 2
     assert (refused.status_code, beside.status_code) == (429, 202)
     assert refused.json()["error"]["unit"] == "concurrency"
     assert (refused.json()["error"]["limit"], refused.headers["retry-after"]) == (2, "1")
-    eventually(lambda: left(http, "concurrency") == 2)
+
+
+def test_who_finds_no_place_has_asked_for_nothing(service: Stack) -> None:
+    """The refusal says what is left as if it had not come, and so it is."""
+    bounds = {"requests_per_minute": 100, "concurrency": 1}
+    http = service.http(limited(service, "no place", account=bounds))
+    service.upstream.script("test", WaitFor(go := threading.Event()), Say("Hi"))
+
+    with http.stream("POST", PATH, json={**REQUEST, "stream": True}):
+        refused = [http.post(PATH, json=REQUEST) for _ in range(5)]
+        go.set()
+
+    assert {each.json()["error"]["scope"] for each in refused} == {"account"}
+    assert {each.headers["x-ratelimit-remaining-requests"] for each in refused} <= {"99", "100"}
+
+
+def test_two_processes_have_room_for_one(stack: Stack, redis_server: Valkey) -> None:
+    """Of a crowd that comes through both exactly one gets in, with Redis and without; the process
+    that let it in may die."""
+    others = free_port()
+    stack.api()
+    killed = stack.api(others)
+    key = limited(stack, "crowd", account={"concurrency": 1})
+    doors = [stack.http(key), stack.http(key)]
+    doors[1].base_url = httpx.URL(f"http://127.0.0.1:{others}")
+
+    def ask(number: int) -> httpx.Response:
+        return doors[number % 2].post(PATH, json=REQUEST, headers={"prefer": "wait=1"})
+
+    def entered() -> str:
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(ask, range(6)))
+        assert sorted(answer.status_code for answer in answers) == [429] * 5 + [504]
+        [job_id] = [each.headers["x-job-id"] for each in answers if each.status_code == 504]
+        return str(job_id)
+
+    doors[0].post(f"/v1/jobs/{entered()}/cancel")
+    redis_server.stop()
+    still_there = entered()
+    killed.kill()
+
+    assert ask(0).status_code == 429
+    doors[0].post(f"/v1/jobs/{still_there}/cancel")
+    assert ask(0).status_code == 504
 
 
 def test_one_after_another_needs_one_place(service: Stack) -> None:

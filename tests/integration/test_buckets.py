@@ -51,13 +51,13 @@ def ended(usage: int | None, status: str = "completed", **fields: Any) -> Job:
 async def accepted(redis: Redis) -> None:
     """A job took thirty thousand, half of what there is."""
     [meter] = wanted = bucket(TOKENS)
-    await Shared(redis).take(wanted, "")
+    await Shared(redis).take(wanted)
     await buckets.note(redis, "acct_1", {"a": Taken(TOKENS, {meter.key: meter.limit})})
 
 
 async def left(redis: Redis) -> int:
     """Thousands of tokens; one comes back every second by itself."""
-    [reading] = (await Shared(redis).take(bucket(), ""))[1]
+    [reading] = (await Shared(redis).take(bucket()))[1]
     return reading.remaining // 1_000
 
 

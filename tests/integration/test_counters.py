@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from api import counters
 from api.counters import Local, Shared
-from api.meters import CONCURRENCY, REQUESTS, TOKENS, Bounds, Meter, Unit, Want, meters
+from api.meters import REQUESTS, TOKENS, Bounds, Meter, Unit, Want, meters
 from shared import connections
 from shared.buckets import ADJUST, MINUTE
 from shared.limits import Limits
@@ -48,23 +48,23 @@ def wanting(
     return meters(account, wants)
 
 
-ONE = Want(requests=1, tokens=100, concurrency=1)
+ONE = Want(requests=1, tokens=100)
 
 
 async def test_a_refusal_takes_nothing_anywhere(server: Valkey) -> None:
     """Not from the limits that had room either, and it leaves no key behind."""
-    wide = Limits(requests_per_minute=10, tokens_per_minute=1000, concurrency=5)
+    wide = Limits(requests_per_minute=10, tokens_per_minute=1000)
     async with opened(server) as redis:
         shared = Shared(redis)
-        assert (await shared.take(wanting("whole", ONE, wide, Limits(concurrency=1)), "a"))[0]
+        narrow = wanting("whole", ONE, wide, Limits(tokens_per_minute=100))
+        assert (await shared.take(narrow))[0]
         before = await redis.keys("*whole*")
-        narrow = wanting("whole", ONE, wide, Limits(concurrency=1))
 
-        taken, readings = await shared.take(narrow, "b")
+        taken, readings = await shared.take(narrow)
 
         assert not taken
-        assert [reading.remaining for reading in readings] == [9, 900, 4, 0]
-        assert [reading.wait > 0 for reading in readings] == [False, False, False, True]
+        assert [reading.remaining for reading in readings] == [9, 900, 0]
+        assert [reading.wait > 0 for reading in readings] == [False, False, True]
         assert await redis.keys("*whole*") == before
         assert all(b"{whole}" in key for key in before)
         lives = [await redis.pttl(key) for key in before]
@@ -73,33 +73,15 @@ async def test_a_refusal_takes_nothing_anywhere(server: Valkey) -> None:
 
 async def test_crowds_of_two_processes_get_what_there_is_and_no_more(server: Valkey) -> None:
     """Two hundred at once through two clients, with room for ten."""
-    bounds = Limits(requests_per_minute=10, concurrency=20)
+    bounds = Limits(requests_per_minute=10)
     async with opened(server) as one, opened(server) as other:
         counted = [Shared(one), Shared(other)]
 
         answers = await asyncio.gather(
-            *(
-                counted[number % 2].take(wanting("crowd", ONE, bounds), str(number))
-                for number in range(200)
-            )
+            *(counted[number % 2].take(wanting("crowd", ONE, bounds)) for number in range(200))
         )
 
         assert sum(taken for taken, _ in answers) == 10
-
-
-async def test_who_wants_no_place_is_not_kept_out_by_a_crowd(server: Valkey) -> None:
-    """A limit may have been lowered while more were open; in Redis as in the process."""
-    place = wanting("lowered", Want(concurrency=1), Limits(concurrency=2))
-    none = wanting("lowered", Want(requests=1), Limits(concurrency=1))
-    local = Local()
-    async with opened(server) as redis:
-        shared = Shared(redis)
-        for lease in ("a", "b"):
-            assert (await shared.take(place, lease))[0]
-            assert local.take(place, lease)[0]
-
-        assert (await shared.take(none, "c"))[0]
-        assert local.take(none, "c")[0]
 
 
 async def test_a_bucket_fills_again_evenly(server: Valkey) -> None:
@@ -108,53 +90,17 @@ async def test_a_bucket_fills_again_evenly(server: Valkey) -> None:
     async with opened(server) as redis:
         shared = Shared(redis)
         all_of_it = wanting("refill", Want(requests=60_000), bounds)
-        assert (await shared.take(all_of_it, ""))[0]
+        assert (await shared.take(all_of_it))[0]
         one = wanting("refill", Want(requests=1), bounds)
 
         async with asyncio.timeout(10):
-            while not (await shared.take(one, ""))[0]:
+            while not (await shared.take(one))[0]:
                 await asyncio.sleep(0)
 
-        taken, [reading] = await shared.take(all_of_it, "")
+        taken, [reading] = await shared.take(all_of_it)
         assert not taken
         assert reading.remaining < 30_000
         assert 0 < reading.wait <= MINUTE
-
-
-async def test_a_lease_lapses_unless_it_is_renewed(server: Valkey) -> None:
-    """So a process that was killed gives its places back."""
-    bounds = Limits(concurrency=2)
-    async with opened(server) as redis:
-        shared = Shared(redis, lease=400_000)
-        both = wanting("lapse", Want(concurrency=1), bounds)
-        assert (await shared.take(both, "crashed"))[0]
-        assert (await shared.take(both, "alive"))[0]
-        assert not (await shared.take(both, "third"))[0]
-
-        async with asyncio.timeout(10):
-            while True:
-                await shared.renew({both[0].key: ["alive"]})
-                taken, [reading] = await shared.take(both, "third")
-                if taken:
-                    break
-
-        assert reading.remaining == 0
-        assert not (await shared.take(both, "fourth"))[0]
-
-
-async def test_renewing_tells_an_emptied_redis_what_is_open(server: Valkey) -> None:
-    """It has forgotten the leases; those that go on count again."""
-    meter = wanting("emptied", Want(concurrency=1), Limits(concurrency=1))
-    async with opened(server) as redis:
-        shared = Shared(redis)
-        assert (await shared.take(meter, "open"))[0]
-        await redis.delete(meter[0].key)
-
-        await shared.renew({meter[0].key: ["open"]})
-
-        assert not (await shared.take(meter, "next"))[0]
-        await shared.adjust({}, [meter[0].key], "open")
-        assert (await shared.take(meter, "next"))[0]
 
 
 # What happens in a life: time that passes, and what is asked, or given back of which step before.
@@ -162,8 +108,7 @@ STEPS = st.lists(
     st.tuples(
         st.one_of(st.just(0), st.integers(0, 90_000_000)),
         st.sampled_from(["take", "take", "give back"]),
-        st.builds(Want, st.integers(0, 8), st.integers(0, 3000), st.integers(0, 1)),
-        st.integers(0, 24),
+        st.builds(Want, st.integers(0, 8), st.integers(0, 3000)),
     ),
     max_size=25,
 )
@@ -171,7 +116,6 @@ LIMITS = st.builds(
     Limits,
     requests_per_minute=st.none() | st.integers(1, 10) | st.integers(1, 10**12),
     tokens_per_minute=st.none() | st.integers(1, 5000) | st.integers(1, 10**12),
-    concurrency=st.none() | st.integers(1, 3),
 )
 # Shadows `redis` for a script: its clock is the last argument, by which alone things expire.
 OWN_CLOCK = """
@@ -190,14 +134,12 @@ end}
 class Told:
     """The scripts, at moments that the test chooses."""
 
-    def __init__(self, redis: "blocking.Redis", lease: int) -> None:
+    def __init__(self, redis: "blocking.Redis") -> None:
         self._redis = redis
-        self._lease = lease
 
-    def take(self, wanted: Sequence[Meter], lease: str, now: int) -> tuple[bool, list[int]]:
+    def take(self, wanted: Sequence[Meter], now: int) -> tuple[bool, list[int]]:
         """As `Shared.take`."""
-        buckets = sum(meter.unit != CONCURRENCY for meter in wanted)
-        arguments: list[Any] = [buckets, lease, self._lease]
+        arguments: list[Any] = []
         for meter in wanted:
             arguments += [meter.share(meter.wanted), meter.room]
         script = OWN_CLOCK + counters.TAKE
@@ -206,7 +148,7 @@ class Told:
         return bool(answer[0]), answer[1:]
 
     def adjust(self, changes: dict[str, int], now: int) -> None:
-        """As `Shared.adjust`, without leases."""
+        """As `Shared.adjust`."""
         script = OWN_CLOCK + ADJUST
         self._redis.eval(script, len(changes), *changes, *map(str, changes.values()), now)
 
@@ -222,28 +164,24 @@ def emptied(server: Valkey) -> Iterator["blocking.Redis"]:
 @settings(max_examples=150, deadline=None)
 @given(steps=STEPS, key=LIMITS, own=LIMITS)
 def test_one_process_counts_as_the_script_does(
-    server: Valkey, steps: list[tuple[int, str, Want, int]], key: Limits, own: Limits
+    server: Valkey, steps: list[tuple[int, str, Want]], key: Limits, own: Limits
 ) -> None:
     """Whatever is taken and given back at whatever moments: the same answers to the microsecond."""
     now = 1_700_000_000_000_000
     with emptied(server) as redis:
-        script, local = Told(redis, 10**12), Local()
-        for number, (passed, what, want, earlier) in enumerate(steps):
+        script, local = Told(redis), Local()
+        for passed, what, want in steps:
             now += passed
             wanted = [m for m in wanting("equal", want, key, own) if m.wanted <= m.limit]
             if what == "take" and wanted:
-                taken, readings = local.take(wanted, str(number), now)
+                taken, readings = local.take(wanted, now)
                 used = [reading.used for reading in readings]
-                assert script.take(wanted, str(number), now) == (taken, used)
+                assert script.take(wanted, now) == (taken, used)
                 continue
-            back = {m.key: -m.share(m.wanted) for m in wanted if m.unit != CONCURRENCY}
+            back = {m.key: -m.share(m.wanted) for m in wanted}
             if back:
                 local.adjust(back, now)
                 script.adjust(back, now)
-            for meter in wanted:
-                if meter.unit == CONCURRENCY:
-                    local.drop([meter.key], str(earlier))
-                    redis.zrem(meter.key, str(earlier))
 
 
 @pytest.mark.parametrize("unit", [REQUESTS, TOKENS])
@@ -254,8 +192,8 @@ def test_a_limit_is_met_exactly(unit: Unit, limit: int) -> None:
     halves = (limit // 2, limit - limit // 2, 1)
     meter = [Meter(bounds, unit, "bucket", limit, wanted) for wanted in halves]
 
-    assert local.take([meter[0]], "", 0)[0]
-    taken, [reading] = local.take([meter[1]], "", 0)
+    assert local.take([meter[0]], 0)[0]
+    taken, [reading] = local.take([meter[1]], 0)
     assert (taken, reading.remaining) == (True, 0)
-    assert not local.take([meter[2]], "", 0)[0]
-    assert local.take([meter[2]], "", MINUTE)[0]
+    assert not local.take([meter[2]], 0)[0]
+    assert local.take([meter[2]], MINUTE)[0]

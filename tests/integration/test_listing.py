@@ -1,12 +1,10 @@
 """Pages of jobs: filters and cursors, and the indexes that serve them."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
 from sqlmodel import Session, update
 
 from shared import (
@@ -20,6 +18,7 @@ from shared import (
     leases,
     listing,
     losses,
+    places,
     retention,
     sources,
     standing,
@@ -30,6 +29,7 @@ from shared.listing import Filters
 from shared.sources import Source
 from shared.tables import Job
 from tests.factories import HOUR, Sessions, job_in, submission, submitted, worker
+from tests.plans import explained, recorded
 
 
 def walk(session: Session, account: str, **filters: Any) -> list[list[str]]:
@@ -165,6 +165,7 @@ QUERIES: dict[str, Callable[[Session, str, str], object]] = {
     "prune": lambda session, *_: retention.prune(session, 0, 10),
     "anonymise": lambda session, *_: retention.anonymise(session, 0, 10),
     "forget workers": lambda session, *_: retention.forget_workers(session, 0, 10),
+    "places": lambda session, account, _: places.taken_for_sure(session, account),
     "unfinished": lambda session, *_: jobs.unfinished(session),
 }
 
@@ -187,32 +188,3 @@ def test_no_query_reads_the_whole_table(sessions: Sessions, name: str) -> None:
     for statement, parameters in statements:
         plan = explained(sessions, statement, parameters)
         assert not re.search(r"SCAN jobs(?! USING)|Seq Scan on jobs", plan), f"{statement}\n{plan}"
-
-
-@contextmanager
-def recorded(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
-    """What is asked of `jobs` meanwhile."""
-    seen: list[tuple[str, Any]] = []
-
-    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        if re.match(r"SELECT|WITH|UPDATE|DELETE", statement) and re.search(r"\bjobs\b", statement):
-            seen.append((statement, parameters))
-
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
-
-
-def explained(sessions: Sessions, statement: str, parameters: Any) -> str:
-    """The plan of a statement, as text."""
-    with sessions() as session:
-        connection = session.connection()
-        if sessions.is_sqlite:
-            how = "EXPLAIN QUERY PLAN "
-        else:
-            how = "EXPLAIN "
-            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-        plan = connection.exec_driver_sql(how + statement, parameters)
-        return "\n".join(str(tuple(row)) for row in plan)

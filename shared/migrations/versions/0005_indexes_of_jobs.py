@@ -1,4 +1,4 @@
-"""Indexes of jobs: who waits for a turn, and the lines of batches"""
+"""Indexes of jobs: who waits for a turn, who is open, and the lines of batches"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,6 +11,10 @@ depends_on = None
 WAITING = "status = 'queued' AND hinted_at IS NULL AND run_at IS NULL"
 INDEXES = {
     "ix_jobs_custom_id": (["batch_id", "custom_id"], "custom_id IS NOT NULL"),
+    "ix_jobs_in_place": (
+        ["account_id", "key_id", "model"],
+        "completed_at IS NULL AND NOT background",
+    ),
     "ix_jobs_line": (["batch_id", "status", "id"], "line IS NOT NULL"),
     "ix_jobs_result": (["batch_id", "result_number"], "result_number IS NOT NULL"),
     "ix_jobs_unnumbered": (
