@@ -1,4 +1,4 @@
-"""Watches the credits set aside: since when, and whether the accounts agree with their jobs."""
+"""Watches the credits set aside: since when, whether accounts agree with jobs, what is unpaid."""
 
 import asyncio
 import math
@@ -30,7 +30,7 @@ class Holds:
 
     def start(self) -> None:
         """Begin to look; needs the running loop."""
-        self._show(math.nan, math.nan)
+        self._show(math.nan, math.nan, math.nan)
         again = background.again(self._look, every=self._every)
         self._task = asyncio.create_task(again, name="holds")
 
@@ -42,13 +42,14 @@ class Holds:
         try:
             held = await self._tx.read(ledger.held)
         except Unavailable:
-            self._show(math.nan, math.nan)
+            self._show(math.nan, math.nan, math.nan)
             raise
-        self._show(held.oldest_ms / 1000, held.drift / NANO)
+        self._show(held.oldest_ms / 1000, held.drift / NANO, held.unpaid / NANO)
         if held.drift not in (0, self._drift):
             log.error("holds_drift", credits=shown(held.drift))
         self._drift = held.drift
 
-    def _show(self, oldest_seconds: float, drift: float) -> None:
+    def _show(self, oldest_seconds: float, drift: float, unpaid: float) -> None:
         self._metrics.oldest_hold.set(oldest_seconds)
         self._metrics.drift.set(drift)
+        self._metrics.unpaid.set(unpaid)

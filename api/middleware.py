@@ -65,6 +65,11 @@ class Metrics:
             "Credits by which accounts differ from what their open jobs hold; 0 is right.",
             registry=self.registry,
         )
+        self.unpaid = Gauge(
+            "sluice_unpaid",
+            "Credits that jobs cost and no account could pay.",
+            registry=self.registry,
+        )
         self.workers = Gauge(
             "sluice_workers", "Worker processes presumed alive.", registry=self.registry
         )

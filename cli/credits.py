@@ -86,6 +86,29 @@ def ledger(
     )
 
 
+def losses(
+    days: Annotated[int, typer.Option(min=1, help="Of jobs that ended in so many days.")] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """Show what upstreams counted and no account paid for, by model and what became of the attempt.
+
+    Example: `sluice credits losses --days 7`
+    """
+    from cli.database import administration
+    from cli.screen import print_table
+    from shared import clock, statements
+    from shared.prices import shown
+
+    with administration() as (session, _):
+        found = statements.losses(session, since=clock.now() - days * statements.DAY)
+    rows = [(each.model, each.outcome, str(each.times), shown(each.credits)) for each in found]
+    names = ("model", "outcome", "times", "credits")
+    if as_json:
+        typer.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
+        return
+    print_table(names, rows)
+
+
 def amount(text: str) -> int:
     """Credits as somebody typed them, in nano-credits. Raises `Failure`."""
     from shared.administration import nano_credits

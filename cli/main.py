@@ -126,7 +126,12 @@ ADMINISTRATION: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     ),
     "credits": (
         "Grant credits and read an account's books.",
-        {"grant": credits.grant, "balance": credits.balance, "ledger": credits.ledger},
+        {
+            "grant": credits.grant,
+            "balance": credits.balance,
+            "ledger": credits.ledger,
+            "losses": credits.losses,
+        },
     ),
 }
 

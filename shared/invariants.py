@@ -12,6 +12,7 @@ from shared import ids, streams
 from shared.chat import Transcript
 from shared.ledger import CHARGE, HOLD, RELEASE
 from shared.lifecycle import NEXT, TERMINAL, JobStatus
+from shared.prices import NANO
 from shared.tables import Attempt, Job
 
 
@@ -253,6 +254,23 @@ def money_moved_once(records: Records) -> Iterator[str]:
     )
 
 
+def bill_adds_up(records: Records) -> Iterator[str]:
+    """What was charged, and what the account could not pay, is what the answer says it cost."""
+    job = records.job
+    told = (job.usage or {}).get("cost") if job.status == JobStatus.COMPLETED else None
+    cost, unpaid = job.cost or 0, job.unpaid or 0
+    return _unless(
+        (
+            job.held is None or told is None or cost + unpaid == round(told * NANO),
+            f"It says that it cost {told}; {cost} nano-credits are charged, {unpaid} unpaid.",
+        ),
+        (
+            job.unpaid is None or (unpaid > 0 and cost >= (job.held or 0)),
+            f"Of {job.held} nano-credits held {cost} are charged, and {unpaid} unpaid.",
+        ),
+    )
+
+
 def hold_is_due_once(records: Records) -> Iterator[str]:
     """What a line may cost is owed while it waits for its turn, and held from then on."""
     job = records.job
@@ -284,6 +302,7 @@ RULES: Final[Sequence[Rule]] = (
     log_retells_result,
     metadata_is_found,
     money_moved_once,
+    bill_adds_up,
     hold_is_due_once,
     lease_is_alive,
 )

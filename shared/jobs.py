@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, or_, update
+from sqlalchemy import BigInteger, ColumnElement, bindparam, delete, func, insert, or_, update
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
@@ -18,7 +18,9 @@ from shared.tables import Attempt, Job, JobContent, JobMetadata
 
 _CONTENTS: Final = insert(JobContent)
 _CHARGED: Final = (
-    update(Job).where(col(Job.id) == bindparam("moved")).values(cost=bindparam("charged"))
+    update(Job)
+    .where(col(Job.id) == bindparam("moved"))
+    .values(cost=bindparam("charged"), unpaid=bindparam("lacking", type_=BigInteger))
 )
 
 
@@ -193,11 +195,19 @@ def move(
         raise IllegalTransition(f"Job {job_id!r} can no longer become {to.value!r}.")
     moved: Job = done[0]
     if to in TERMINAL and moved.held is not None:
-        set_committed_value(moved, "cost", ledger.settle(session, moved, _cost(moved, bill)))
-        session.connection().execute(_CHARGED, {"moved": job_id, "charged": moved.cost})
+        _charge(session, moved, _cost(moved, bill))
     if to in TERMINAL and (moved.webhook is not None or done[1]):
         events.job_ended(session, moved)
     return moved
+
+
+def _charge(session: Session, job: Job, cost: int) -> None:
+    charged = ledger.settle(session, job, cost)
+    lacking = cost - charged or None
+    set_committed_value(job, "cost", charged)
+    set_committed_value(job, "unpaid", lacking)
+    named = {"moved": job.id, "charged": charged, "lacking": lacking}
+    session.connection().execute(_CHARGED, named)
 
 
 def end_waiting(

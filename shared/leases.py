@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import JSON, ColumnElement, bindparam, exists, func, insert, update
+from sqlalchemy import JSON, BigInteger, ColumnElement, bindparam, exists, func, insert, update
 from sqlmodel import Session, col, select
 
 from shared import clock, ids, jobs, streams
@@ -18,6 +18,7 @@ from shared.errors import Fault, IllegalTransition
 from shared.jobs import Lease
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Retry, Said
+from shared.prices import Prices
 from shared.tables import Attempt, Job, JobContent, Worker
 
 # Every attempt needs these, and to build them takes longer than to run them.
@@ -30,7 +31,8 @@ _TRIED: Final = update(Attempt).where(
     col(Attempt.job_id) == bindparam("ours"), col(Attempt.number) == bindparam("this")
 )
 _NOTE: Final = _TRIED.values(
-    usage=func.coalesce(col(Attempt.usage), bindparam("used", type_=JSON(none_as_null=True)))
+    usage=func.coalesce(col(Attempt.usage), bindparam("used", type_=JSON(none_as_null=True))),
+    cost=func.coalesce(col(Attempt.cost), bindparam("spent", type_=BigInteger)),
 )
 
 
@@ -214,7 +216,7 @@ def settle(session: Session, lease: Lease, outcome: Outcome) -> Job | None:
     except IllegalTransition:
         if _settled(session, lease):
             return session.get(Job, lease.job_id, populate_existing=True)
-        note(session, lease, "late", said, None)
+        note(session, lease, "late", said, None, job=session.get(Job, lease.job_id))
         return None
     if job.status in TERMINAL:
         kept = {
@@ -225,7 +227,7 @@ def settle(session: Session, lease: Lease, outcome: Outcome) -> Job | None:
         }
         session.connection().execute(_KEEP, kept)
     fault = outcome.fault if isinstance(outcome, Failed | Retry) else None
-    note(session, lease, _word(outcome), said, fault)
+    note(session, lease, _word(outcome), said, fault, job=job)
     return job
 
 
@@ -315,8 +317,16 @@ def _settled(session: Session, lease: Lease) -> bool:
     return tried is not None and tried.outcome in {FELL_BACK, *_WORDS.values()}
 
 
-def note(session: Session, lease: Lease, word: str, said: Said, fault: Fault | None) -> None:
-    """Complete the attempt's row; what was `counted` stands."""
+def note(
+    session: Session,
+    lease: Lease,
+    word: str,
+    said: Said,
+    fault: Fault | None,
+    *,
+    job: Job | None,
+) -> None:
+    """Complete the attempt's row, at the prices of its job; what was `counted` stands."""
     tried = {
         "ours": lease.job_id,
         "this": lease.attempt,
@@ -327,15 +337,25 @@ def note(session: Session, lease: Lease, word: str, said: Said, fault: Fault | N
         "model": said.model,
         "upstream_status": said.upstream_status,
         "used": said.usage,
+        "spent": _spent(job, said),
         "error": asdict(fault) if fault else None,
     }
     session.connection().execute(_NOTE, tried)
 
 
-def counted(session: Session, lease: Lease, usage: dict[str, Any]) -> None:
+def counted(session: Session, lease: Lease, said: Said) -> None:
     """Note what the upstream of a cancelled attempt counted to the end, settled yet or not."""
-    tried = {"ours": lease.job_id, "this": lease.attempt, "usage": usage}
+    spent = _spent(session.get(Job, lease.job_id), said)
+    tried = {"ours": lease.job_id, "this": lease.attempt, "usage": said.usage, "cost": spent}
     session.connection().execute(_TRIED, tried)
+
+
+def _spent(job: Job | None, said: Said) -> int | None:
+    """The nano-credits that an upstream's own count comes to."""
+    priced = job and (job.prices or {}).get(said.model or "")
+    if not priced or said.usage is None or said.usage_estimated:
+        return None
+    return Prices.kept(priced).cost(said.usage)
 
 
 def _rows(session: Session, statement: Any) -> int:

@@ -45,6 +45,8 @@ class Held(NamedTuple):
     """How long ago the oldest job that holds credits was accepted; 0 when none does."""
     drift: int
     """Nano-credits by which accounts differ from what their jobs hold, added up; 0 is right."""
+    unpaid: int
+    """Nano-credits that jobs cost and no account could pay."""
 
 
 def grant(session: Session, account_id: str, nano_credits: int, *, note: str) -> LedgerEntry:
@@ -129,7 +131,8 @@ def settle(session: Session, job: Job, cost: int) -> int:
 
 
 def held(session: Session) -> Held:
-    """What is set aside, added up over all open jobs by one statement, which sees one moment."""
+    """What is set aside, added up over all open jobs by one statement, which sees one moment, and
+    what nobody paid."""
     open_jobs = union_all(
         *(  # each reads an index of its own
             select(col(Job.account_id), col(Job.held), col(Job.created_at)).where(
@@ -153,4 +156,5 @@ def held(session: Session) -> Held:
         per_account, per_account.c.account_id == col(Account.id)
     )
     age, drift = session.execute(both).one()
-    return Held(max(0, age or 0), int(drift or 0))
+    unpaid = select(func.sum(Job.unpaid)).where(col(Job.unpaid).is_not(None))
+    return Held(max(0, age or 0), int(drift or 0), int(session.exec(unpaid).one() or 0))

@@ -38,7 +38,7 @@ def rescue(session: Session, limit: int) -> list[Job]:
         job = _count(session, lease)
         if job is not None:
             rescued.append(_rescue(session, job, lease, in_company))
-            leases.note(session, lease, "lost", Said(), _fault(1))
+            leases.note(session, lease, "lost", Said(), _fault(1), job=job)
     return rescued
 
 

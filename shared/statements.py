@@ -1,15 +1,15 @@
-"""What an account reads of its credits: the balance, every entry, and sums of what was used."""
+"""What is read of credits: an account's balance, entries and sums, and what nobody paid for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Numeric, cast, func
+from sqlalchemy import ColumnElement, Numeric, case, cast, func, literal
 from sqlmodel import Session, col, select
 
 from shared import ids
 from shared.errors import InvalidRequest
-from shared.tables import Account, Job, LedgerEntry
+from shared.tables import Account, Attempt, Job, LedgerEntry
 
 DAY: Final = 86_400_000
 """Milliseconds."""
@@ -22,6 +22,16 @@ class Balance:
 
     available: int
     held: int
+
+
+class Loss(NamedTuple):
+    """What attempts with one outcome at one model cost us, or (`unpaid`) its completed jobs."""
+
+    model: str
+    outcome: str
+    times: int
+    credits: int
+    """Nano-credits."""
 
 
 def balance(session: Session, account_id: str) -> Balance:
@@ -79,6 +89,37 @@ _GROUPS: Final[dict[Grouping, Any]] = {
     "model": col(Job.model),
     "key": col(Job.key_id),
 }
+
+
+def losses(session: Session, *, since: int) -> list[Loss]:
+    """What jobs that ended since (Unix milliseconds) cost us and no account, the most first."""
+    tries = (
+        select(col(Attempt.model), col(Attempt.outcome), func.count(), func.sum(_UNPAID))
+        .join(Job, col(Job.id) == col(Attempt.job_id))
+        .where(
+            col(Job.completed_at) >= since,
+            col(Attempt.cost).is_not(None),
+            col(Attempt.outcome) != "completed",
+        )
+        .group_by(col(Attempt.model), col(Attempt.outcome))
+    )
+    lacking = (
+        select(col(Job.model), literal("unpaid"), func.count(), func.sum(col(Job.unpaid)))
+        .where(col(Job.completed_at) >= since, col(Job.unpaid).is_not(None))
+        .group_by(col(Job.model))
+    )
+    found = [
+        Loss(model, outcome, times, int(credits))
+        for query in (tries, lacking)
+        for model, outcome, times, credits in session.execute(query)
+    ]
+    return sorted(found, key=lambda loss: -loss.credits)
+
+
+_UNPAID: Final = col(Attempt.cost) - case(
+    (col(Attempt.outcome) == "cancelled", func.coalesce(col(Job.cost), 0)), else_=0
+)
+"""Of a cancelled attempt that was read to its end, what was delivered is paid for."""
 
 
 def _tokens(name: str) -> ColumnElement[Any]:

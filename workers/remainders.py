@@ -12,6 +12,7 @@ import structlog
 from shared import background, leases
 from shared.db import Transactions
 from shared.errors import ServiceError
+from shared.outcomes import Said
 from workers.patience import insist
 from workers.running import Running
 from workers.upstreams.protocol import Delta
@@ -69,7 +70,8 @@ class Remainders:
                         usage = delta.usage or usage
                     batch = await _next(batches)
                 if usage is not None:
-                    count = partial(self._tx, leases.counted, running.claim.lease, usage)
+                    said = Said(usage=usage, model=running.model.name if running.model else None)
+                    count = partial(self._tx, leases.counted, running.claim.lease, said)
                     await insist(count, worth_it=lambda: True)
         except (ServiceError, TimeoutError) as error:
             log.warning("drain_broke", error=type(error).__name__)

@@ -68,6 +68,7 @@ class Job(SQLModel, table=True):
         ),
         partial("ix_jobs_in_place", "account_id", "key_id", "model", condition=IN_PLACE),
         partial("ix_jobs_ended", "completed_at", condition="completed_at IS NOT NULL"),
+        partial("ix_jobs_unpaid", "unpaid", condition="unpaid IS NOT NULL"),
         partial("ix_jobs_lost", "losses", condition="losses > 0 AND completed_at IS NULL"),
         partial(
             "ix_jobs_stopping", "stop_at", condition="stop_at IS NOT NULL AND completed_at IS NULL"
@@ -156,6 +157,8 @@ class Job(SQLModel, table=True):
     """What each model it may be answered by costs, as of when it was accepted."""
     cost: int | None = Field(default=None, sa_type=BigInteger)
     """Nano-credits that were charged."""
+    unpaid: int | None = Field(default=None, sa_type=BigInteger)
+    """Nano-credits that it cost beyond that: the account had no more. Null: none."""
     cost_estimated: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
     """The upstream did not count; we did."""
 
@@ -217,6 +220,9 @@ class Attempt(SQLModel, table=True):
     """`completed`, `failed`, `cancelled`, `retry`, `fell_back`, `handed_back`, `lost` or `late`."""
     error: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
     usage: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    cost: int | None = Field(default=None, sa_type=BigInteger)
+    """Nano-credits that what the upstream counted comes to, whoever paid; null: it did not count,
+    or is free."""
 
 
 class IdempotencyKey(SQLModel, table=True):

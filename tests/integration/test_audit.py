@@ -197,6 +197,8 @@ DAMAGES = [
         "INSERT INTO ledger_entries (id, account_id, job_id, kind, credits, note, created_at)"
         " SELECT id, account_id, id, 'charge', 0, '', 1 FROM jobs" + OF_JOB,
     ),
+    Damage("bill_adds_up", JobStatus.COMPLETED, JOBS + "unpaid = 5" + OF_JOB),
+    Damage("bill_adds_up", JobStatus.COMPLETED, JOBS + "usage = '{\"cost\": 7e-9}'" + OF_JOB),
     Damage("hold_is_due_once", JobStatus.QUEUED, JOBS + "hold_due = 5" + OF_JOB),
     Damage("hold_is_due_once", JobStatus.COMPLETED, JOBS + "hold_due = 5" + OF_JOB),
     Damage("lease_is_alive", JobStatus.IN_PROGRESS, "UPDATE workers SET alive = false"),

@@ -31,7 +31,7 @@ def funded(session: Session, name: str = "ours") -> str:
 def test_accounts_agree_with_their_jobs_whatever_becomes_of_them(sessions: Sessions) -> None:
     """Queued, running, ended, free: accounts hold what those hold that have not ended."""
     with sessions() as session:
-        assert ledger.held(session) == (0, 0)
+        assert ledger.held(session) == (0, 0, 0)
         funded(session)
         funded(session, "theirs")
         submitted(session)

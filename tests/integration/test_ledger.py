@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import Session, col, func, select
 
-from shared import accounts, db, deadlines, ids, jobs, leases, ledger, losses
+from shared import accounts, clock, db, deadlines, ids, jobs, leases, ledger, losses, statements
 from shared.errors import InsufficientCredits
 from shared.jobs import Lease
+from shared.leases import Claim
 from shared.lifecycle import JobStatus
 from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Retry, Said
 from shared.prices import NANO
+from shared.statements import Loss
 from shared.tables import Account, Job, LedgerEntry
 from tests.factories import FAULT, Sessions, submission, taken, worker
 from tests.stack import eventually
@@ -157,7 +160,54 @@ def test_more_than_was_held_is_charged_as_far_as_it_goes(sessions: Sessions) -> 
         leases.settle(session, claim.lease, Completed(much))
 
         assert balance(session, account_id) == (0, 0)
-        assert session.get_one(Job, job_id).cost == HOLD + 500
+        job = session.get_one(Job, job_id)
+        assert (job.cost, job.unpaid) == (HOLD + 500, 2000 * HOLD - HOLD - 500)
+        assert ledger.held(session).unpaid == job.unpaid
+        assert statements.losses(session, since=0) == [
+            Loss("test", "unpaid", times=1, credits=job.unpaid or 0)
+        ]
+
+
+def test_what_attempts_cost_that_nobody_paid_for(sessions: Sessions) -> None:
+    """Their upstreams counted, whatever became of them; what was estimated cost nobody anything."""
+    guessed = replace(SAID, usage_estimated=True)
+    with sessions() as session:
+        funded(session, 1000 * HOLD)
+        for outcome in (
+            Retry(FAULT, timedelta(0), SAID),
+            Failed(FAULT, SAID),
+            Failed(FAULT, guessed),
+            Cancelled(guessed),
+            Completed(SAID),
+        ):
+            claim = _claimed(session)
+            leases.settle(session, claim.lease, outcome)
+        drained = Said(usage={"prompt_tokens": 100, "completion_tokens": 80}, model="test")
+        claim = _claimed(session)
+        leases.settle(session, claim.lease, Cancelled(guessed))
+        leases.counted(session, claim.lease, drained)
+        jobs.cancel(session, claim.job.account_id, session.exec(_WAITS).one())
+
+        found = statements.losses(session, since=0)
+
+        assert sorted(found) == [
+            Loss("test", "cancelled", 1, 30 * 2000),
+            Loss("test", "failed", 1, COST),
+            Loss("test", "retry", 1, COST),
+        ]
+        [tried] = jobs.attempts(session, claim.job.id)
+        assert tried.cost == COST + 30 * 2000
+        assert statements.losses(session, since=clock.now() + 3_600_000) == []
+
+
+_WAITS = select(Job.id).where(col(Job.status) == JobStatus.QUEUED.value)
+
+
+def _claimed(session: Session) -> Claim:
+    """A priced job in the hands of a worker."""
+    claim = leases.claim(session, priced(session).id, worker(session))
+    assert claim is not None
+    return claim
 
 
 def test_refused_with_what_is_missing(sessions: Sessions) -> None:

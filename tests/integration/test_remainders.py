@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shared import jobs, leases, ledger
-from shared.outcomes import Cancelled
+from shared.outcomes import Cancelled, Said
 from shared.prices import NANO, Prices
 from shared.tables import Job
 from tests import sqlite
@@ -88,7 +88,7 @@ async def test_a_cancelled_job_ends_at_once_and_its_answer_is_read_to_the_end(
 
     async def counted() -> bool:
         [tried] = await shop.tries(job)
-        return tried.usage == COUNTED
+        return (tried.usage, tried.cost) == (COUNTED, 3 * 1000 + 700 * 2000)
 
     await shop.until(counted)
     assert await ending(shop) == "done"
@@ -106,10 +106,10 @@ def test_what_was_counted_stands_whichever_came_first(sessions: Sessions, first:
     with sessions() as session:
         lease = claimed(session).lease
         if first == "counted":
-            leases.counted(session, lease, COUNTED)
+            leases.counted(session, lease, Said(usage=COUNTED, model="test"))
         leases.settle(session, lease, Cancelled(SAID))
         if first == "settled":
-            leases.counted(session, lease, COUNTED)
+            leases.counted(session, lease, Said(usage=COUNTED, model="test"))
 
         [tried] = jobs.attempts(session, lease.job_id)
         assert (tried.outcome, tried.usage) == ("cancelled", COUNTED)

@@ -89,6 +89,7 @@ def test_credits_are_granted_and_taken_by_name() -> None:
         ("2.000000001", "June"),
     ]
     assert "June" in said("credits", "ledger", "acme", "--limit", "2")
+    assert told("credits", "losses") == []
 
 
 def test_the_log_has_who_did_what() -> None:

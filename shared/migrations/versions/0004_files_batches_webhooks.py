@@ -152,6 +152,8 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("result_number", sa.Integer(), nullable=True))
     op.add_column("jobs", sa.Column("hold_due", sa.BigInteger(), nullable=True))
     op.add_column("jobs", sa.Column("webhook", sa.JSON(none_as_null=True), nullable=True))
+    op.add_column("jobs", sa.Column("unpaid", sa.BigInteger(), nullable=True))
+    op.add_column("attempts", sa.Column("cost", sa.BigInteger(), nullable=True))
 
 
 def _index(name: str, table: str, columns: list[str], *, condition: str | None = None) -> None:
@@ -161,6 +163,8 @@ def _index(name: str, table: str, columns: list[str], *, condition: str | None =
 
 def downgrade() -> None:
     """Undo."""
+    op.drop_column("attempts", "cost")
+    op.drop_column("jobs", "unpaid")
     op.drop_column("jobs", "hold_due")
     op.drop_column("jobs", "result_number")
     op.drop_column("jobs", "webhook")

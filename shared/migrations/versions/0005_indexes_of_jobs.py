@@ -1,4 +1,4 @@
-"""Indexes of jobs: who waits for a turn, who is open, and the lines of batches"""
+"""Indexes of jobs: who waits for a turn, who is open, what is unpaid, and the lines of batches"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,6 +17,7 @@ INDEXES = {
     ),
     "ix_jobs_line": (["batch_id", "status", "id"], "line IS NOT NULL"),
     "ix_jobs_result": (["batch_id", "result_number"], "result_number IS NOT NULL"),
+    "ix_jobs_unpaid": (["unpaid"], "unpaid IS NOT NULL"),
     "ix_jobs_unnumbered": (
         ["batch_id", "completed_at", "id"],
         "line IS NOT NULL AND completed_at IS NOT NULL AND result_number IS NULL",
