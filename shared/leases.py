@@ -308,6 +308,7 @@ def _progress(said: Said) -> dict[str, Any]:
         "first_delta_at": said.first_delta_at,
         "provider": said.provider,
         "served_model": said.served_model,
+        "warnings": said.warnings,
     }
 
 

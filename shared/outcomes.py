@@ -20,6 +20,8 @@ class Said:
     first_seq: int = 1
     deltas: int = 0
     characters: int = 0
+    warnings: list[dict[str, Any]] | None = None
+    """What of the request was left out for the model; None: nothing."""
     usage: dict[str, Any] | None = None
     usage_estimated: bool = False
     """The upstream did not count to the end; we did."""

@@ -44,6 +44,8 @@ class Running:
     first_delta_at: int | None = None
     _unsaid: list[bytes] = field(default_factory=list)
     """Deltas without a word in them, which nobody was shown."""
+    _warned: bool = False
+    """The first delta says what was left out."""
 
     @property
     def model(self) -> Model | None:
@@ -84,7 +86,7 @@ class Running:
                 self.usage = delta.usage
             self.transcript.add(delta.choices, delta.extra)
             if delta.raw:
-                self._unsaid.append(delta.raw)
+                self._unsaid.append(self._with_warnings(delta.raw))
         if self.transcript.spoke:
             self.first_delta_at = self.first_delta_at or clock.now()
             self.publish()
@@ -105,13 +107,13 @@ class Running:
 
     def kept(self, lines: list[bytes], first_seq: int, *, billed: bool = False) -> Said:
         """The same, with the log's lines and the number of their first."""
-        job, model = self.claim.job, self.model
+        job, model, warnings = self.claim.job, self.model, self._warnings()
         response = self.transcript.completion(
             id=ids.COMPLETION + job.id,
             created=clock.seconds(job.created_at) or 0,
             model=job.model,
             usage=self.usage,
-            extra={"warnings": self._warnings()} if self.left_out else None,
+            extra={"warnings": warnings} if warnings else None,
         )
         counted = self._counted(response)
         free = billed and _filtered(response, counted)
@@ -122,6 +124,7 @@ class Running:
             first_seq=first_seq,
             deltas=len(lines),
             characters=self.transcript.characters,
+            warnings=warnings,
             usage=usage,
             usage_estimated=counted is not self.usage,
             free=free,
@@ -132,7 +135,16 @@ class Running:
             upstream_status=self.upstream_status,
         )
 
-    def _warnings(self) -> list[dict[str, Any]]:
+    def _with_warnings(self, delta: bytes) -> bytes:
+        """The delta; the attempt's first is where a stream's reader learns what was left out."""
+        warned, self._warned = self._warned, True
+        if warned or not self.left_out:
+            return delta
+        return delta[:-1] + b"," + orjson.dumps({"warnings": self._warnings()})[1:]
+
+    def _warnings(self) -> list[dict[str, Any]] | None:
+        if not self.left_out:
+            return None
         name = self.model.name if self.model else ""
         return [
             {

@@ -55,6 +55,7 @@ def job_object(
         "usage": job.usage,
         "cost": {"credits": (job.cost or 0) / NANO, "estimated": job.cost_estimated},
         "error": job_error(job),
+        "warnings": job.warnings or [],
         "batch_id": job.batch_id,
         "custom_id": job.custom_id,
         "metadata": job.job_metadata or {},

@@ -168,6 +168,9 @@ class Job(SQLModel, table=True):
     usage: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
     error: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
     """A `shared.errors.Fault`."""
+    warnings: list[dict[str, Any]] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    """What the model that answered was not asked, by `drop_unsupported`: `code`, `param`,
+    `message`. Null: nothing was left out."""
     job_metadata: dict[str, str] | None = Field(
         default=None, sa_type=JSON(none_as_null=True), sa_column_kwargs={"name": "metadata"}
     )

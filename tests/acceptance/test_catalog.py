@@ -141,6 +141,12 @@ def test_parameters_that_a_model_lacks_are_dropped_on_request(shelf: Shelf) -> N
     with pytest.raises(openai.BadRequestError) as refused:
         create(**asked)
     held = create(**asked, presence_penalty=1, extra_body={"drop_unsupported": True})
+    with client.chat.completions.create(
+        **asked, stream=True, extra_body={"drop_unsupported": True}
+    ) as live:
+        first, *rest = live
+    replay = http.get(f"/v1/chat/completions/{first.id}?stream=true").text
+    job = http.get(f"/v1/jobs/{first.id}").json()
     background = http.post("/v1/chat/completions", json={**allowed, "background": True})
     array = http.post("/v1/jobs", json=[allowed, {**allowed, "frequency_penalty": 1}])
     kept = http.post("/v1/chat/completions", json={**allowed, "model": "test"})
@@ -149,6 +155,11 @@ def test_parameters_that_a_model_lacks_are_dropped_on_request(shelf: Shelf) -> N
     assert held.headers["x-dropped-parameters"] == "presence_penalty, seed"
     warnings = held.parse().model_dump()["warnings"]
     assert {each["param"] for each in warnings} == {"presence_penalty", "seed"}
+    assert [each["param"] for each in first.model_dump()["warnings"]] == ["seed"]
+    assert not any("warnings" in each.model_dump() for each in rest)
+    assert all(each.choices for each in (first, *rest))
+    assert replay.count('"warnings"') == 1
+    assert job["warnings"] == first.model_dump()["warnings"]
     assert background.headers["x-dropped-parameters"] == "seed"
     assert array.headers["x-dropped-parameters"] == "frequency_penalty, seed"
     assert "x-dropped-parameters" not in kept.headers

@@ -335,6 +335,7 @@ async def test_what_may_be_dropped_is_dropped_for_the_model_that_lacks_it(chain:
     assert not {"seed", "logprobs", "drop_unsupported"} & small.body.keys()
     assert "drop_unsupported" not in first.body
     warnings = (await chain.shop.response(job))["warnings"]
+    assert job.warnings == warnings
     assert {(each["code"], each["param"]) for each in warnings} == {
         ("unsupported_parameter", "seed"),
         ("unsupported_parameter", "logprobs"),
@@ -349,6 +350,7 @@ async def test_who_does_not_allow_it_gets_nothing_dropped(chain: Chain) -> None:
 
     assert (job.served_model, chain.calls("small")) == ("large", 0)
     assert "warnings" not in await chain.shop.response(job)
+    assert job.warnings is None
 
 
 async def test_an_upstream_that_does_not_know_the_model_is_left(chain: Chain) -> None:

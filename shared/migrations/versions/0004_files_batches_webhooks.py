@@ -152,6 +152,7 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("result_number", sa.Integer(), nullable=True))
     op.add_column("jobs", sa.Column("hold_due", sa.BigInteger(), nullable=True))
     op.add_column("jobs", sa.Column("webhook", sa.JSON(none_as_null=True), nullable=True))
+    op.add_column("jobs", sa.Column("warnings", sa.JSON(none_as_null=True), nullable=True))
     op.add_column("jobs", sa.Column("unpaid", sa.BigInteger(), nullable=True))
     op.add_column("attempts", sa.Column("cost", sa.BigInteger(), nullable=True))
 
@@ -165,6 +166,7 @@ def downgrade() -> None:
     """Undo."""
     op.drop_column("attempts", "cost")
     op.drop_column("jobs", "unpaid")
+    op.drop_column("jobs", "warnings")
     op.drop_column("jobs", "hold_due")
     op.drop_column("jobs", "result_number")
     op.drop_column("jobs", "webhook")
