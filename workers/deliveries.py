@@ -18,7 +18,7 @@ from shared import background, clock, deliveries
 from shared.db import Transactions
 from shared.deliveries import Parcel, Sent
 from shared.errors import Unavailable
-from workers.posting import Answer, PublicResolver, open_session, post
+from workers.posting import WITHIN, Answer, PublicResolver, open_session, post
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -27,6 +27,8 @@ AT_ONCE: Final = 20
 """Deliveries in flight in one process."""
 EACH: Final = 10
 """Of one account: a slow receiver leaves room for the others."""
+LOOKUPS: Final = 5 * AT_ONCE
+"""Names that are looked up at once: an account has `EACH` of them, if nobody answers for them."""
 EVERY: Final = 1.0
 """Seconds between two looks, unless somebody wakes us."""
 PAUSE: Final = 0.05
@@ -38,13 +40,21 @@ FINISH_WITHIN: Final = 3.0
 class Deliveries:
     """Sends what is due, as long as the process lives."""
 
-    def __init__(self, settings: WorkerSettings, tx: Transactions) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        tx: Transactions,
+        resolver: PublicResolver | None = None,
+        within: aiohttp.ClientTimeout = WITHIN,
+    ) -> None:
         self._allowed = settings.allowed
         self._schedule = settings.schedule
         self._tx = tx
         self._woken = asyncio.Event()
+        self._resolver = resolver or PublicResolver(settings.allowed, threads=LOOKUPS)
+        self._within = within
         self._busy: Counter[str] = Counter()
-        """Deliveries in flight, by account."""
+        """Deliveries in flight, or whose name is being looked up still, by account."""
         self._sending: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -61,8 +71,7 @@ class Deliveries:
         self._woken.set()
 
     async def _run(self) -> None:
-        resolver = PublicResolver(self._allowed, threads=AT_ONCE)
-        async with open_session(resolver, limit=AT_ONCE) as session:
+        async with open_session(self._resolver, limit=AT_ONCE, within=self._within) as session:
             try:
                 while True:
                     try:
@@ -114,9 +123,16 @@ class Deliveries:
         except Exception:
             log.exception("delivery_broke", delivery_id=parcel.delivery_id)
         finally:
-            self._busy[parcel.account_id] -= 1
-            self._busy += Counter()  # forgets those that have none
-            self.wake()
+            lookup = self._resolver.under_way(parcel.url)
+            if lookup is None:
+                self._free(parcel.account_id)
+            else:
+                lookup.add_done_callback(lambda _: self._free(parcel.account_id))
+
+    def _free(self, account_id: str) -> None:
+        self._busy[account_id] -= 1
+        self._busy += Counter()  # forgets those that have none
+        self.wake()
 
 
 def next_try(schedule: Sequence[float], attempt: int, answer: Answer) -> int | None:

@@ -48,19 +48,24 @@ class Answer:
 
 
 class PublicResolver(AbstractResolver):
-    """Names to addresses; one address that is not public refuses the name."""
+    """Names to addresses; one address that is not public refuses the name.
+
+    A lookup cannot be stopped: one that hangs has its thread for longer than its sending lasts.
+    """
 
     def __init__(self, allowed: Allowed, *, threads: int) -> None:
         self._allowed = allowed
         # Not the loop's own threads: names that resolve slowly would hold up every upstream.
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="names")
+        self._under_way: dict[str, asyncio.Future[list[Any]]] = {}
+        """Lookups, by host: a name has one thread, however many events are sent there."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """The addresses of a host. Raises `Refused`, or what the lookup raises."""
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, self.look_up, host, port, family)
+        lookup = self._under_way.get(host) or self._begin(host, port, family)
+        found = await asyncio.shield(lookup)
         by_name = self._allowed.names_host(host.rstrip("."))
         if not by_name and not all(self._allowed.reaches(address[0]) for *_, address in found):
             raise Refused("It resolves to an address that is not public.")
@@ -76,12 +81,34 @@ class PublicResolver(AbstractResolver):
             for kind, _, protocol, _, address in found
         ]
 
+    def under_way(self, url: str) -> "asyncio.Future[list[Any]] | None":
+        """The lookup of a URL's host that has not ended yet, though its sending may have."""
+        try:
+            host = URL(url).raw_host
+        except ValueError:
+            return None
+        return self._under_way.get(host or "")
+
+    def _begin(self, host: str, port: int, family: int) -> "asyncio.Future[list[Any]]":
+        loop = asyncio.get_running_loop()
+        lookup = loop.run_in_executor(self._threads, self.look_up, host, port, family)
+        self._under_way[host] = lookup
+        lookup.add_done_callback(lambda _: self._ended(host))
+        return lookup
+
+    def _ended(self, host: str) -> None:
+        lookup = self._under_way.pop(host)
+        if not lookup.cancelled():
+            lookup.exception()  # so that nobody misses it, when its sending is over
+
     def look_up(self, host: str, port: int, family: int) -> list[Any]:
         """What the system's resolver says."""
         return socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
 
     async def close(self) -> None:
         """Let go of the threads."""
+        for lookup in list(self._under_way.values()):
+            lookup.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
