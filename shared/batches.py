@@ -106,6 +106,21 @@ def _earlier(session: Session, new: NewBatch, sent: Sent | None) -> Batch | None
         if known and batch is None:
             raise NotFound(idempotency.DELETED)
         return batch
+    return _repeated(session, new, sent)
+
+
+def known(session: Session, new: NewBatch, sent: Sent | None) -> Batch | None:
+    """The batch that this very request became earlier; None when it is new."""
+    if sent is None:
+        return None
+    if sent.key is None:
+        return _repeated(session, new, sent)
+    entered = idempotency.stands_for(session, new.account_id, sent)
+    return session.get(Batch, entered[0]) if entered else None
+
+
+def _repeated(session: Session, new: NewBatch, sent: Sent) -> Batch | None:
+    """What an SDK's request became when it was sent before."""
     if not sent.retried:
         return None
     alike = select(Batch).where(

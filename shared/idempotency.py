@@ -97,6 +97,11 @@ def enter(session: Session, account_id: str, sent: Sent, new_ids: list[str]) -> 
 
 def known(session: Session, account_id: str, sent: Sent | None) -> list[Job]:
     """The jobs that this very request became earlier, by the caller's key; none when it is new."""
+    return _rows(session, stands_for(session, account_id, sent))
+
+
+def stands_for(session: Session, account_id: str, sent: Sent | None) -> list[str]:
+    """The ids that the caller's key was taken for, by this very request; none when it is new."""
     if sent is None or sent.key is None:
         return []
     entries = select(IdempotencyKey).filter_by(
@@ -104,7 +109,7 @@ def known(session: Session, account_id: str, sent: Sent | None) -> list[Job]:
     )
     fresh = col(IdempotencyKey.created_at) >= database_now() - KEPT_FOR
     entry = session.exec(entries.where(fresh)).first()
-    return _rows(session, entry.job_ids) if entry else []
+    return entry.job_ids if entry else []
 
 
 def _rows(session: Session, job_ids: list[str]) -> list[Job]:

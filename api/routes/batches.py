@@ -86,16 +86,20 @@ def _new(caller: Caller, request_id: str, order: Order) -> NewBatch:
 async def _accepted(front: Front, order: Order, new: NewBatch) -> tuple[Batch, bool]:
     """Commit the batch, or find the one that this request became earlier (True)."""
     lines = 0 if order.errors else order.file.lines
-    try:
-        front.backlog.check(lines)
-    except QueueFull:
-        await order.drop(front)
-        raise
 
     def create(session: Session, _: bool) -> tuple[Batch, bool]:
         return batches.create(session, new, order.sent, order.errors)
 
-    batch, again = await commit(front, new.account_id, create)
+    try:
+        front.backlog.check(lines)
+        batch, again = await commit(front, new.account_id, create)
+    except QueueFull:
+        # A batch that is there already takes no room.
+        known = await front.tx.read(batches.known, new, order.sent)
+        if known is None:
+            await order.drop(front)
+            raise
+        batch, again = known, True
     if again:
         with suppress(Unavailable):  # then it expires
             await order.drop(front)

@@ -288,11 +288,16 @@ def test_a_key_that_came_with_other_lines_is_422(service: Stack) -> None:
 
 @sqlite
 def test_a_full_queue_takes_no_batch(service: Stack) -> None:
-    """503, and what came with the request is gone; what failed is not tried anew either."""
+    """503, and what came with the request is gone; what failed is not tried anew either.
+
+    A request that came before finds its batch.
+    """
     http = fresh(service, "full")
     service.upstream.script("test-19", Status(400))
     lines = [line(number, "test-19") for number in range(3)]
     failed = ended(http, submitted(http, *lines))
+    mine = {**http.headers, "idempotency-key": "mine"}
+    there = http.post("/v1/batches", json={"requests": lines}, headers=mine).json()
     before, port = kept(service), free_port()
     api = service.api(port, SLUICE_QUEUE_LIMIT="2")
     path = f"http://127.0.0.1:{port}/v1/batches"
@@ -300,7 +305,9 @@ def test_a_full_queue_takes_no_batch(service: Stack) -> None:
         httpx.post(path, json={"requests": lines}, headers=http.headers),
         httpx.post(f"{path}/{failed['id']}/retry", headers=http.headers),
     ]
+    again = httpx.post(path, json={"requests": lines}, headers=mine)
     api.stop()
+    assert (again.status_code, again.json().get("id")) == (200, there["id"])
     for answer in answers:
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_full")
     assert kept(service) == before

@@ -366,15 +366,21 @@ def test_the_queue_shows_lanes_and_limits(service: Stack) -> None:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_full_queue_refuses_before_anything_is_taken(stack: Stack) -> None:
-    """503 `queue_full` with Retry-After; as soon as there is room it accepts again."""
+    """503 `queue_full` with Retry-After; as soon as there is room it accepts again.
+
+    A request that came before finds its job.
+    """
     stack.api(SLUICE_QUEUE_LIMIT="3")
     key = limited(stack, "ours", account={"requests_per_minute": 10})
     http = stack.http(key)
 
-    codes = [http.post(PATH, json=BACKGROUND).status_code for _ in range(4)]
+    first = http.post(PATH, json=BACKGROUND, headers={"idempotency-key": "mine"}).json()
+    codes = [http.post(PATH, json=BACKGROUND).status_code for _ in range(3)]
     refused = http.post("/v1/jobs", json=[REQUEST] * 2)
+    again = http.post(PATH, json=BACKGROUND, headers={"idempotency-key": "mine"})
 
-    assert codes == [202, 202, 202, 503]
+    assert codes == [202, 202, 503]
+    assert (again.status_code, again.json()["id"]) == (202, first["id"])
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_full")
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert left(http, "requests_per_minute") == 7

@@ -99,9 +99,16 @@ def test_a_request_that_comes_again_leads_to_the_same_batch(sessions: Sessions) 
             batch, again = batches.create(session, new_batch(file, **fields), sent, None)
             return batch.id, again
 
+        def known(sent: Sent | None) -> str | None:
+            batch = batches.known(session, new_batch(file), sent)
+            return None if batch is None else batch.id
+
+        assert known(None) is None
         first, again = create(by_key)
         assert not again
         assert create(by_key) == (first, True)
+        assert known(by_key) == first
+        assert known(replace(by_key, key="other")) is None
         assert create(by_key, batch_id=first) == (first, False)
         with pytest.raises(IdempotencyKeyReused):
             create(replace(by_key, fingerprint=b"2"))
@@ -109,6 +116,7 @@ def test_a_request_that_comes_again_leads_to_the_same_batch(sessions: Sessions) 
         second, again = create(by_sdk)
         assert not again
         assert create(replace(by_sdk, retried=True)) == (second, True)
+        assert (known(replace(by_sdk, retried=True)), known(by_sdk)) == (second, None)
         assert create(replace(by_sdk, retried=True), key_id="key_2")[1] is False
         assert create(by_sdk)[1] is False
         session.execute(update(Batch).values(created_at=clock.now() - HOUR))
