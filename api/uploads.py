@@ -25,6 +25,8 @@ class Input:
     def __init__(self, front: Front, caller: Caller, file_id: str) -> None:
         self.report = Report()
         """What there is to say about its lines, once they are written."""
+        self.completed = False
+        """Its row is there: a batch may read it."""
         self._front = front
         self._caller = caller
         self._file_id = file_id
@@ -51,7 +53,7 @@ class Input:
         if report.errors:
             shown = {"errors": report.errors, "problems": report.problems}
             await self._front.storage.put(self._file_id + files.REPORT, orjson.dumps(shown))
-        return await self._front.tx(
+        file = await self._front.tx(
             files.complete,
             self._file_id,
             size=self._size,
@@ -60,6 +62,8 @@ class Input:
             problem=report.summary,
             kept_ms=clock.span(kept_for),
         )
+        self.completed = True
+        return file
 
 
 async def receive(request: Request, front: Front, caller: Caller) -> File:
@@ -76,13 +80,20 @@ async def receive(request: Request, front: Front, caller: Caller) -> File:
 
 @asynccontextmanager
 async def begun(front: Front, caller: Caller, filename: str) -> AsyncIterator[Input]:
-    """An input that is about to come; left by an exception, nothing of it is left behind."""
+    """An input that is about to come; left by an exception, nothing of it is left behind.
+
+    But for one that leaves in doubt whether something was committed: a batch may read the file. If
+    none does, it expires.
+    """
     file_id = await front.tx(files.begin, caller.account_id, filename, files.BATCH)
+    coming = Input(front, caller, file_id)
     try:
-        yield Input(front, caller, file_id)
+        yield coming
     except Unavailable:
-        raise  # it may be complete: what is not expires by itself
-    except BaseException:
+        raise
+    except BaseException as error:
+        if coming.completed and isinstance(error, asyncio.CancelledError):
+            raise
         with suppress(Unavailable):
             await discard(front, file_id)
         raise
