@@ -42,6 +42,16 @@ def take(session: Session, key_id: str | None, nano: int) -> None:
     session.flush()
 
 
+def left(session: Session, key_id: str | None) -> int | None:
+    """Nano-credits that a key may spend in this period yet; None: as many as its account has."""
+    limited = select(ApiKey).where(col(ApiKey.id) == key_id, col(ApiKey.credit_limit).is_not(None))
+    key = session.exec(limited).first()
+    if key is None:
+        return None
+    since, _ = period(key.credit_period, session.execute(select(database_now())).scalar_one())
+    return max(0, (key.credit_limit or 0) - (key.spent if key.spent_since >= since else 0))
+
+
 def give_back(session: Session, job: Job, nano: int) -> None:
     """Count no longer what was held for a job that has ended, and not charged.
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy import case, func
 from sqlmodel import Session, col, select
 
-from shared import leases
+from shared import allowances, leases
 from shared.clock import database_now
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.tables import Account, Batch, Job
@@ -88,6 +88,9 @@ def status_reason(session: Session, batch: Batch) -> str | None:
         account = session.get_one(Account, batch.account_id)
         if account.credits < waiting.hold_due:
             return "waiting_for_credits"
+        left = allowances.left(session, batch.key_id)
+        if left is not None and left < waiting.hold_due:
+            return "waiting_for_key_limit"
     if leases.slots(session) == 0:
         return "waiting_for_worker"
     return waiting.status_reason

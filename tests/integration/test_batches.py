@@ -8,7 +8,7 @@ import orjson
 import pytest
 from sqlmodel import Session, col, select, update
 
-from shared import accounts, batch_progress, batches, clock, files, jobs, ledger, webhooks
+from shared import accounts, batch_progress, batches, clock, files, jobs, keys, ledger, webhooks
 from shared.errors import IdempotencyKeyReused, InvalidRequest, NotFound
 from shared.idempotency import Sent
 from shared.lifecycle import JobStatus
@@ -212,6 +212,17 @@ def test_what_a_batch_waits_for(sessions: Sessions) -> None:
         assert batch_progress.status_reason(session, batch) == "waiting_for_credits"
         ledger.grant(session, batch.account_id, 10**9, note="")
         session.expire_all()
+        key, _ = keys.create(session, account="ours")
+        batch.key_id, key.credit_limit, key.credit_period = key.id, 10**9, "day"
+        today = clock.now()
+        for spent, since, reason in (
+            (10**9 - 1, today, "waiting_for_key_limit"),
+            (10**9 - 1, 0, "waiting_for_worker"),
+            (0, today, "waiting_for_worker"),
+        ):
+            key.spent, key.spent_since = spent, since
+            session.flush()
+            assert batch_progress.status_reason(session, batch) == reason
         session.execute(update(Job).values(status_reason="as its line"))
         assert batch_progress.status_reason(session, batch) == "waiting_for_worker"
         worker(session)

@@ -44,7 +44,9 @@ async def test_what_a_batch_may_read_already_stays(
         yield line(1)
 
     async def take() -> None:
-        async with uploads.begun(front, Caller(key.account_id, key.id, frozenset()), "in.jsonl") as coming:
+        async with uploads.begun(
+            front, Caller(key.account_id, key.id, frozenset()), "in.jsonl"
+        ) as coming:
             await coming.write(pieces())
             if completed:
                 await coming.complete(timedelta(hours=1))
