@@ -14,7 +14,7 @@ from shared.errors import Fault, ServiceError
 from shared.jobs import Submission
 from shared.lifecycle import Lane
 from shared.prices import Prices
-from shared.tables import Batch
+from shared.tables import Batch, Job
 
 BOM: Final = b"\xef\xbb\xbf"
 """What some editors put before the first line."""
@@ -100,6 +100,19 @@ def plan(line: bytes, number: int, batch: Batch, terms: Terms) -> Planned:
         line=number,
         metadata=raw.get("metadata") or None,
         webhook=webhook or None,
+    )
+
+
+def plan_again(job: Job, request: bytes, batch: Batch, terms: Terms) -> Planned:
+    """The job that takes the place of a line that did not complete. This is work for a thread."""
+    return priced(
+        orjson.loads(request),
+        batch,
+        terms,
+        custom_id=job.custom_id,
+        line=job.line,
+        metadata=job.job_metadata,
+        webhook=job.webhook,
     )
 
 

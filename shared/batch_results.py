@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy
-from sqlalchemy import func, literal
+from sqlalchemy import ColumnElement, exists, func, literal
 from sqlmodel import Session, col, select
 
+from shared.batch_lines import MOST_BYTES
 from shared.lifecycle import TERMINAL, JobStatus
-from shared.tables import Job, JobContent
+from shared.tables import Batch, Job, JobContent
 
 FAILED: Final = tuple(sorted(TERMINAL - {JobStatus.COMPLETED}))
 """Statuses of the lines that an error file has."""
@@ -60,6 +61,37 @@ def results(
         ended = ended.where(col(Job.status).in_(statuses))
     job_ids = session.exec(ended.order_by(col(Job.result_number)).limit(limit)).all()
     return _shown(session, job_ids, with_response=True)
+
+
+def retried(since: Any) -> list[ColumnElement[bool]]:
+    """What holds of the lines that a retry at that moment replaces, or has yet to."""
+    return [
+        col(Job.line).is_not(None),
+        col(Job.status).in_(FAILED),
+        col(Job.completed_at) < since,
+        exists().where(col(JobContent.job_id) == col(Job.id)).correlate(Job),
+    ]
+
+
+def to_replace(session: Session, batch: Batch, limit: int) -> list[tuple[Job, bytes]]:
+    """The next lines to be tried anew, with their requests; so many bytes of them as is bearable.
+
+    None when there are no more.
+    """
+    due = (
+        select(col(Job.id), func.length(col(JobContent.request)))
+        .join(JobContent, col(JobContent.job_id) == col(Job.id))
+        .where(col(Job.batch_id) == batch.id, *retried(batch.retry_at))
+    )
+    chosen: list[str] = []
+    size = 0
+    for job_id, length in session.exec(due.order_by(col(Job.id)).limit(limit)):
+        if chosen and size + length > MOST_BYTES:
+            break
+        chosen.append(job_id)
+        size += length
+    rows = select(Job, JobContent.request).join(JobContent, col(JobContent.job_id) == col(Job.id))
+    return list(session.exec(rows.where(col(Job.id).in_(chosen)).order_by(col(Job.id))).all())
 
 
 def lines(

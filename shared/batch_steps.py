@@ -5,25 +5,24 @@ one that was done before, or is done by two leaders at once, changes nothing, an
 undid is done again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import compress
 from typing import Any, Final
 
-import orjson
 from sqlalchemy import ColumnElement, exists, func, or_, update
 from sqlmodel import Session, col, select
 
-from shared import batch_lines, batch_results, batches, files, ids, jobs, rendering
-from shared.batch_lines import Planned, Terms
+from shared import batch_results, batches, files, ids, jobs, rendering
+from shared.batch_lines import Planned
 from shared.batch_progress import Counts, counts
 from shared.batches import CANCELLING, IN_PROGRESS, VALIDATING
 from shared.clock import database_now
 from shared.errors import Fault, IllegalTransition
 from shared.lifecycle import JobStatus
-from shared.tables import Batch, File, Job, JobContent
+from shared.tables import Batch, File, Job
 
 EXPIRED: Final = Fault(
     504, "batch_expired", "server_error", "The batch's completion window expired before it ran."
@@ -137,45 +136,28 @@ def cut_short(session: Session, batch_id: str, start: int, message: str) -> None
     session.flush()
 
 
-def replace(session: Session, batch_id: str, terms: Terms, limit: int) -> int:
-    """Let jobs of the same content take the place of lines that did not complete; how many.
+def replace(session: Session, batch_id: str, since: int | None, anew: Mapping[str, Planned]) -> int:
+    """Let these take the places of the jobs by whose ids they are; how many.
 
-    A row that has ended never changes, but for its place: the old job keeps its number, its
-    history and its entries in the ledger. A line whose content is gone stays as it is.
+    They are what `batch_results.to_replace` had for a retry `since` that moment. A row that has
+    ended never changes, but for its place: the old job keeps its number, its history and its
+    entries in the ledger. A line whose content is gone stays as it is.
     """
     batch = _held(session, batch_id)
-    if batch is None or batch.retry_at is None:
+    if batch is None or batch.retry_at is None or batch.retry_at != since:
         return 0
-    failed = (
-        select(Job, JobContent.request)
-        .join(JobContent, col(JobContent.job_id) == col(Job.id))
-        .where(
-            col(Job.batch_id) == batch_id,
-            col(Job.line).is_not(None),
-            col(Job.status).in_(batch_results.FAILED),
-            col(Job.completed_at) < batch.retry_at,
-        )
-    )
-    rows = session.exec(failed.order_by(col(Job.id)).limit(limit)).all()
-    planned = [
-        batch_lines.priced(
-            orjson.loads(request),
-            batch,
-            terms,
-            custom_id=job.custom_id,
-            line=job.line,
-            metadata=job.job_metadata,
-            webhook=job.webhook,
-        )
-        for job, request in rows
-    ]
-    for job, _ in rows:
-        job.custom_id = job.line = None
-    if not rows:
+    if not anew:
         batch.retry_at = None
+    places = update(Job).where(col(Job.id).in_(anew), col(Job.line).is_not(None))
+    given_up = session.execute(
+        places.values(custom_id=None, line=None)
+        .returning(col(Job.id))
+        .execution_options(synchronize_session=False)
+    ).scalars()
     session.flush()
+    planned = [anew[job_id] for job_id in sorted(given_up)]
     _submit(session, planned)
-    return len(rows)
+    return len(planned)
 
 
 def _submit(session: Session, planned: Sequence[Planned]) -> None:

@@ -11,6 +11,7 @@ from sqlmodel import Session, col, select, update
 from shared import (
     accounts,
     batch_lines,
+    batch_results,
     batch_steps,
     batches,
     clock,
@@ -140,7 +141,11 @@ def take(session: Session, batch: Batch, step: Step) -> object:
         case Step.READ:
             return read(session, batch, min(2, batch.total - batch.read_lines))
         case Step.REPLACE:
-            return batch_steps.replace(session, batch.id, TERMS, 2)
+            failed = batch_results.to_replace(session, batch, 2)
+            anew = {
+                job.id: batch_lines.plan_again(job, asked, batch, TERMS) for job, asked in failed
+            }
+            return batch_steps.replace(session, batch.id, batch.retry_at, anew)
         case Step.STOP:
             return batch_steps.stop(session, batch.id, 2)
         case Step.EXPIRE:

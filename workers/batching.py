@@ -13,14 +13,14 @@ from typing import Final
 import structlog
 from redis.asyncio import Redis
 
-from shared import background, batch_lines, batch_steps, endings
+from shared import background, batch_lines, batch_results, batch_steps, endings
 from shared.batch_lines import Lines, Planned, Terms
 from shared.batch_steps import Ended, Shown, Step
 from shared.catalog import Catalog
 from shared.db import Transactions
 from shared.errors import NotFound, Unavailable
 from shared.storage import Storage
-from shared.tables import Batch
+from shared.tables import Batch, Job
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -33,8 +33,8 @@ LINES: Final = 250
 """That one step reads, or changes, at most."""
 ENDED: Final = 2_000
 """Lines that one step cancels, or lets expire, at most."""
-REPLACED: Final = 50
-"""Lines whose requests one step takes over; they are all in memory."""
+REPLACED: Final = 250
+"""Lines whose requests one step takes over, and fewer when they are long."""
 NUMBERED: Final = 2_000
 """Lines that one step numbers, or measures."""
 
@@ -113,7 +113,7 @@ class Batching:
             case Step.READ:
                 return await self._read(batch)
             case Step.REPLACE:
-                return await self._tx(batch_steps.replace, batch.id, self._terms, REPLACED)
+                return await self._replace(batch)
             case Step.NUMBER:
                 return await self._tx(batch_steps.number, batch.id, NUMBERED)
             case Step.STOP:
@@ -156,6 +156,12 @@ class Batching:
             self._inputs[batch.id] = lines
         return lines
 
+    async def _replace(self, batch: Batch) -> int:
+        """Make new jobs of the next lines that are tried anew."""
+        failed = await self._tx.read(batch_results.to_replace, batch, REPLACED)
+        anew = await asyncio.to_thread(_plan_again, failed, batch, self._terms)
+        return await self._tx(batch_steps.replace, batch.id, batch.retry_at, anew)
+
     async def _end_lines(self, step: Callable[..., Ended], batch: Batch) -> bool:
         """End lines that wait, then tell readers and workers of the others."""
         ended = await self._tx.alone(step, batch.id, ENDED)
@@ -185,3 +191,7 @@ class Batching:
 
 def _plan(lines: list[bytes], first: int, batch: Batch, terms: Terms) -> list[Planned]:
     return [batch_lines.plan(line, first + at, batch, terms) for at, line in enumerate(lines)]
+
+
+def _plan_again(failed: list[tuple[Job, bytes]], batch: Batch, terms: Terms) -> dict[str, Planned]:
+    return {job.id: batch_lines.plan_again(job, request, batch, terms) for job, request in failed}

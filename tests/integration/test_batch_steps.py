@@ -12,6 +12,7 @@ from sqlmodel import Session, col, func, select, update
 
 from shared import (
     accounts,
+    batch_lines,
     batch_results,
     batch_steps,
     batches,
@@ -28,6 +29,7 @@ from shared.lifecycle import JobStatus
 from shared.outcomes import Completed, Retry
 from shared.tables import Account, Batch, Event, File, Job
 from tests.batches import (
+    TERMS,
     accepted,
     advance,
     begun,
@@ -411,6 +413,29 @@ def test_a_line_is_tried_anew_once(sessions: Sessions) -> None:
 
         assert statuses(session, batch) == {1: "failed", 2: "queued", 3: "queued"}
         assert (batch.results, batch.retry_at) == (4, None)
+
+
+def test_long_requests_are_tried_anew_a_few_at_a_time(sessions: Sessions) -> None:
+    """As many as there is memory for, and one at least; each of them once."""
+    long = {"metadata": {}, "user": "x" * (batch_lines.MOST_BYTES // 2 - 1_000)}
+    with sessions() as session:
+        batch = begun(session, 3, body=long)
+        for number in (1, 2, 3):
+            run(session, batch, number, FAILED)
+        advance(session, batch)
+        batches.retry(session, batch.account_id, batch.id)
+
+        sizes = []
+        while failed := batch_results.to_replace(session, batch, 250):
+            sizes.append(len(failed))
+            anew = {
+                job.id: batch_lines.plan_again(job, asked, batch, TERMS) for job, asked in failed
+            }
+            assert batch_steps.replace(session, batch.id, batch.retry_at, anew) == len(failed)
+            assert batch_steps.replace(session, batch.id, batch.retry_at, anew) == 0
+
+        assert sizes == [2, 1]
+        assert statuses(session, batch) == dict.fromkeys((1, 2, 3), "queued")
 
 
 def test_a_retry_can_be_cancelled(sessions: Sessions) -> None:
