@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import case, func
+from sqlalchemy import and_, case, func, not_
 from sqlmodel import Session, col, select
 
-from shared import allowances, leases
+from shared import allowances, batch_results, leases
 from shared.clock import database_now
-from shared.lifecycle import TERMINAL, JobStatus
+from shared.lifecycle import JobStatus
 from shared.tables import Account, Batch, Job
 
 NAMES: Final = {JobStatus.IN_PROGRESS.value: "running"}
@@ -25,7 +25,10 @@ ENOUGH: Final = 2
 
 @dataclass(slots=True)
 class Counts:
-    """A batch's lines by status, as their rows say; what is not read yet is queued."""
+    """A batch's lines by status, as their rows say.
+
+    What is not read yet is queued, and what is about to be tried anew is queued again.
+    """
 
     total: int = 0
     queued: int = 0
@@ -48,24 +51,44 @@ def counts(session: Session, batches: Sequence[Batch]) -> dict[str, Counts]:
         .group_by(col(Job.batch_id), col(Job.status))
     )
     for batch_id, status, count in session.exec(lines):
-        one, name = found[str(batch_id)], NAMES.get(status, status)
-        setattr(one, name, getattr(one, name) + count)
+        _add(found[str(batch_id)], status, count)
+    for batch in batches:
+        if batch.retry_at is not None:
+            _queue_again(session, batch, found[batch.id])
     return found
 
 
-def error_summary(session: Session, batch_id: str) -> list[dict[str, Any]]:
+def _queue_again(session: Session, batch: Batch, lines: Counts) -> None:
+    again = (
+        select(Job.status, func.count())
+        .where(col(Job.batch_id) == batch.id, *batch_results.retried(batch.retry_at))
+        .group_by(col(Job.status))
+    )
+    for status, count in session.exec(again):
+        _add(lines, status, -count)
+        lines.queued += count
+
+
+def _add(lines: Counts, status: str, count: int) -> None:
+    name = NAMES.get(status, status)
+    setattr(lines, name, getattr(lines, name) + count)
+
+
+def error_summary(session: Session, batch: Batch) -> list[dict[str, Any]]:
     """What its lines failed of, most frequent first: `code`, `count`, and a `sample` message."""
     own = col(Job.error)["code"].as_string()
     code = case(NEVER_RAN, value=col(Job.status), else_=own).label("code")
     failed = (
         select(code, func.count().label("count"), func.min(col(Job.id)))
         .where(
-            col(Job.batch_id) == batch_id,
+            col(Job.batch_id) == batch.id,
             col(Job.line).is_not(None),
-            col(Job.status).in_(TERMINAL - {JobStatus.COMPLETED}),
+            col(Job.status).in_(batch_results.FAILED),
         )
         .group_by(code)
     )
+    if batch.retry_at is not None:
+        failed = failed.where(not_(and_(*batch_results.retried(batch.retry_at))))
     groups = session.exec(failed).all()
     firsts = select(Job.id, Job.error).where(col(Job.id).in_([first for *_, first in groups]))
     faults = dict(session.exec(firsts).all())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy
-from sqlalchemy import ColumnElement, exists, func, literal
+from sqlalchemy import ColumnElement, and_, exists, func, literal, not_, or_
 from sqlmodel import Session, col, select
 
 from shared.batch_lines import MOST_BYTES
@@ -51,11 +51,16 @@ def results(
     limit: int,
     statuses: Sequence[str] | None = None,
 ) -> list[Line]:
-    """The lines that have ended, by `result_number`, after that one."""
+    """The lines that have ended, by `result_number`, after that one.
+
+    Without those that are about to be tried anew.
+    """
+    retry_at = select(Batch.retry_at).where(col(Batch.id) == batch_id).scalar_subquery()
     ended = select(col(Job.id)).where(
         col(Job.batch_id) == batch_id,
         col(Job.result_number) > after,
         col(Job.line).is_not(None),
+        or_(retry_at.is_(None), not_(and_(*retried(retry_at)))),
     )
     if statuses is not None:
         ended = ended.where(col(Job.status).in_(statuses))

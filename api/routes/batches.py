@@ -203,4 +203,4 @@ async def _shown(front: Front, account_id: str, batch_id: str) -> Response:
 def shown(session: Session, account_id: str, batch_id: str) -> dict[str, Any]:
     """The object of one batch, with all there is to say. Raises `NotFound`."""
     found = progress.look(session, account_id, batch_id)
-    return batch_object(found, error_summary=batch_progress.error_summary(session, batch_id))
+    return batch_object(found, error_summary=batch_progress.error_summary(session, found.batch))

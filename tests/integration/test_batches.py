@@ -8,7 +8,18 @@ import orjson
 import pytest
 from sqlmodel import Session, col, select, update
 
-from shared import accounts, batch_progress, batches, clock, files, jobs, keys, ledger, webhooks
+from shared import (
+    accounts,
+    batch_progress,
+    batch_results,
+    batches,
+    clock,
+    files,
+    jobs,
+    keys,
+    ledger,
+    webhooks,
+)
 from shared.errors import IdempotencyKeyReused, InvalidRequest, NotFound
 from shared.idempotency import Sent
 from shared.lifecycle import JobStatus
@@ -205,6 +216,36 @@ def test_only_what_did_not_complete_can_be_retried(sessions: Sessions) -> None:
             files.find(session, ours, str(file_id))
 
 
+def test_what_is_about_to_be_tried_anew_has_not_ended(sessions: Sessions) -> None:
+    """From the moment of the retry, however long its lines take to be replaced."""
+    with sessions() as session:
+        batch = begun(session, 3)
+        for number, status in ((1, COMPLETED), (2, FAILED), (3, FAILED)):
+            run(session, batch, number, status)
+        advance(session, batch)
+        gone = line_of(session, batch, 3)
+        session.delete(jobs.content(session, gone.id))
+        session.execute(update(Job).where(col(Job.id) == gone.id).values(content_deleted_at=1))
+
+        def seen() -> tuple[list[int], list[int], list[int]]:
+            results = batch_results.results(session, batch.id, after=0, limit=9)
+            lines = batch_progress.counts(session, [batch])[batch.id]
+            failures = batch_progress.error_summary(session, batch)
+            return (
+                [line.line for line in results],
+                [lines.total, lines.queued, lines.completed, lines.failed],
+                [failure["count"] for failure in failures],
+            )
+
+        assert seen() == ([1, 2, 3], [3, 0, 1, 2], [2])
+        batches.retry(session, batch.account_id, batch.id)
+        retried = ([1, 3], [3, 1, 1, 1], [1])
+        assert seen() == retried
+        advance(session, batch)
+        assert batch.retry_at is None
+        assert seen() == retried
+
+
 def test_what_a_batch_waits_for(sessions: Sessions) -> None:
     """While nothing of it runs."""
     with sessions() as session:
@@ -250,7 +291,7 @@ def test_how_fast_it_goes_and_what_goes_wrong(sessions: Sessions) -> None:
         rate = batch_progress.rate(session, batch)
         assert rate is not None
         assert rate >= 3 / 60
-        assert batch_progress.error_summary(session, batch.id) == [
+        assert batch_progress.error_summary(session, batch) == [
             {"code": "batch_cancelled", "count": 2, "sample": None},
             {"code": "upstream_error", "count": 2, "sample": "The model fell over."},
         ]
