@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import ColumnElement, exists
+from sqlalchemy import ColumnElement, exists, tuple_
 from sqlmodel import Session, col, select
 
 from shared import clock, ids
@@ -31,7 +31,7 @@ OPT_IN: Final = frozenset({"batch.in_progress", DISABLED})
 """What it is not told unless it asks."""
 KEPT_FOR: Final = timedelta(days=30)
 SETTLED_AFTER: Final = 30_000
-"""Milliseconds after which no event with an earlier id can appear any more."""
+"""Milliseconds after which no event that comes before can appear any more."""
 
 
 def wanted() -> ColumnElement[bool]:
@@ -137,17 +137,21 @@ def page(
     """One page of an account's events, oldest first; whether there are more; where it is safe to
     go on another time.
 
-    What commits late may have an earlier id than what was seen: the last id of the page misses
-    that, the safe one does not. Raises `InvalidRequest` for a cursor that is none.
+    They are in the order of the database's clock: ids are made by many. What commits late may come
+    before what was seen: who goes on after the last of the page misses that, after the safe one
+    does not. After one that was deleted since come all that are left. Raises `InvalidRequest` for
+    a cursor that is none.
     """
+    place = tuple_(col(Event.created_at), col(Event.id))
     query = select(Event).where(col(Event.account_id) == account_id)
     if after is not None:
         if not ids.is_prefixed(after, "evt_"):
             raise InvalidRequest(f"No event {after[:64]!r} to go on after.", param="after")
-        query = query.where(col(Event.id) > after)
+        query = query.where(place > _place_of(session, account_id, after))
     if type is not None:
         query = query.where(col(Event.type) == type)
-    rows = session.exec(query.order_by(col(Event.id)).limit(limit + 1)).all()
+    in_order = query.order_by(col(Event.created_at), col(Event.id))
+    rows = session.exec(in_order.limit(limit + 1)).all()
     settled = _now(session) - SETTLED_AFTER
     safe = after
     for event in rows[:limit]:
@@ -155,6 +159,13 @@ def page(
             break
         safe = event.id
     return list(rows[:limit]), len(rows) > limit, safe
+
+
+def _place_of(session: Session, account_id: str, event_id: str) -> tuple[int, str]:
+    event = session.get(Event, event_id)
+    if event is None or event.account_id != account_id:
+        return 0, ""
+    return event.created_at, event.id
 
 
 def named(session: Session, event_ids: Sequence[str]) -> dict[str, str]:

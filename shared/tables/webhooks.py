@@ -33,12 +33,12 @@ class Event(SQLModel, table=True):
 
     __tablename__ = "events"
     __table_args__ = (
-        Index("ix_events_account", "account_id", "id"),
+        Index("ix_events_account", "account_id", "created_at", "id"),
         Index("ix_events_created", "created_at"),
     )
 
     id: str = Field(primary_key=True)
-    """`evt_` and 26 letters; grows with time."""
+    """`evt_` and 26 letters, made by the process that recorded it."""
     account_id: str = Field(foreign_key="accounts.id")
     type: str
     subject: str
@@ -46,6 +46,7 @@ class Event(SQLModel, table=True):
     body: bytes = Field(sa_type=LargeBinary)
     """The JSON that is sent, again and again the same."""
     created_at: int = Field(default_factory=clock.now, sa_type=BigInteger)
+    """By the database's clock: the order in which they are listed."""
 
 
 class Delivery(SQLModel, table=True):

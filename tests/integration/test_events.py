@@ -249,6 +249,35 @@ def test_the_feed_goes_on_where_nothing_can_be_missed(sessions: Sessions) -> Non
         assert page(after=safe, limit=2)[2] == safe
 
 
+def test_no_event_is_passed_over_though_clocks_differ(sessions: Sessions) -> None:
+    """Ids are made by many processes, the order by the one database."""
+    with sessions() as session:
+        ours = accounts.ensure(session, "ours").id
+        names = [f"evt_{letter * 26}" for letter in "3z01"]
+        begun = clock.now() - HOUR
+
+        def record(number: int) -> None:
+            at = begun + number // 2  # two of them in the same millisecond
+            told = {"type": "t", "subject": "s", "body": b""}
+            session.add(Event(id=names[number], account_id=ours, created_at=at, **told))
+            session.flush()
+
+        seen: list[str] = []
+        after = None
+        for number in range(4):
+            record(number)
+            found, more, after = events.page(session, ours, after=after, type=None, limit=9)
+            assert not more
+            seen += [event.id for event in found]
+
+        assert seen == names
+        theirs = accounts.ensure(session, "theirs").id
+        assert events.page(session, theirs, after=names[0], type=None, limit=9)[0] == []
+        session.delete(session.get_one(Event, names[0]))
+        left, _, _ = events.page(session, ours, after=names[0], type=None, limit=9)
+        assert [event.id for event in left] == names[1:]
+
+
 def test_old_events_are_forgotten_with_their_deliveries(sessions: Sessions) -> None:
     """In batches, the oldest first."""
     with sessions() as session:

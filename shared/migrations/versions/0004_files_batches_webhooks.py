@@ -67,7 +67,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id"),
     )
-    _index("ix_events_account", "events", ["account_id", "id"])
+    _index("ix_events_account", "events", ["account_id", "created_at", "id"])
     _index("ix_events_created", "events", ["created_at"])
 
     op.create_table(
