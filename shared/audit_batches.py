@@ -1,12 +1,14 @@
 """What must be true of files and of batches with their lines, looked at page by page."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, Final
 
 import sqlalchemy
 from sqlalchemy import Row, func, or_
 from sqlmodel import Session, col, select
 
+from shared import batch_progress
 from shared.batches import ENDS, FAILED
 from shared.files import BATCH, BATCH_OUTPUT, ERROR, PROCESSED, UPLOADED
 from shared.flaws import Flaw, Page
@@ -57,7 +59,11 @@ def batches(session: Session, after: str) -> Page:
     flaws = [
         Flaw("batch_is_its_lines", batch.id, sentence)
         for batch in page
-        for sentence in (*_of_batch(batch), *_of_lines(batch, _sums(session, batch)))
+        for sentence in (
+            *_of_batch(batch),
+            *_of_lines(batch, _sums(session, batch)),
+            *_of_summary(session, batch),
+        )
     ]
     return Page(len(page), flaws, page[-1].id if len(page) == BATCHES else None)
 
@@ -69,6 +75,13 @@ def _of_batch(batch: Batch) -> Iterator[str]:
         yield f"It is {batch.status}, with {batch.read_lines} of {batch.total} lines read."
     if batch.status == FAILED and not batch.errors:
         yield "It is failed, and does not say of what."
+
+
+def _of_summary(session: Session, batch: Batch) -> Iterator[str]:
+    said = batch.summary and batch.summary["counts"]
+    lines = asdict(batch_progress.counted(session, [batch])[batch.id])
+    if said != (None if batch.ended_at is None else lines):
+        yield f"It is {batch.status}, says that its lines are {said}, and they are {lines}."
 
 
 def _sums(session: Session, batch: Batch) -> Row[Any]:

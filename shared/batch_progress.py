@@ -1,7 +1,7 @@
 """How far batches are: counts, speed, what went wrong, and what they wait for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from sqlalchemy import and_, case, func, not_
@@ -40,7 +40,24 @@ class Counts:
 
 
 def counts(session: Session, batches: Sequence[Batch]) -> dict[str, Counts]:
-    """The lines of each of these batches by status, by the batch's id."""
+    """The lines of each of these batches by status, by the batch's id.
+
+    Those of one that has ended were written down with its end, and change no more.
+    """
+    known = {batch.id: Counts(**batch.summary["counts"]) for batch in batches if batch.summary}
+    rest = [batch for batch in batches if not batch.summary]
+    return known | (counted(session, rest) if rest else {})
+
+
+def summarise(session: Session, batch: Batch) -> Counts:
+    """Write down, with a batch's end, how its lines ended."""
+    lines = counted(session, [batch])[batch.id]
+    batch.summary = {"counts": asdict(lines), "errors": error_summary(session, batch)}
+    return lines
+
+
+def counted(session: Session, batches: Sequence[Batch]) -> dict[str, Counts]:
+    """The same, as the lines' rows say now."""
     found = {
         batch.id: Counts(total=batch.total, queued=batch.total - batch.read_lines)
         for batch in batches
@@ -76,6 +93,9 @@ def _add(lines: Counts, status: str, count: int) -> None:
 
 def error_summary(session: Session, batch: Batch) -> list[dict[str, Any]]:
     """What its lines failed of, most frequent first: `code`, `count`, and a `sample` message."""
+    if batch.summary is not None:
+        known: list[dict[str, Any]] = batch.summary["errors"]
+        return known
     own = col(Job.error)["code"].as_string()
     code = case(NEVER_RAN, value=col(Job.status), else_=own).label("code")
     failed = (

@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 
 from shared import batch_results, batches, files, ids, jobs, rendering
 from shared.batch_lines import Planned
-from shared.batch_progress import Counts, counts
+from shared.batch_progress import Counts, summarise
 from shared.batches import CANCELLING, IN_PROGRESS, VALIDATING
 from shared.clock import database_now
 from shared.errors import Fault, IllegalTransition
@@ -297,7 +297,7 @@ def end(session: Session, batch_id: str, results: int, output: Shown, errors: Sh
     ripe = select(Batch.id).where(col(Batch.id) == batch_id, _conditions()[Step.END])
     if batch is None or batch.results != results or not session.exec(ripe).first():
         return False
-    lines = counts(session, [batch])[batch.id]
+    lines = summarise(session, batch)
     now = _now(session)
     if batch.status == CANCELLING:
         batch.status = "cancelled"

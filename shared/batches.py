@@ -9,7 +9,7 @@ from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from shared import clock, events, files, idempotency, ids
-from shared.batch_progress import Counts, counts
+from shared.batch_progress import Counts, counts, summarise
 from shared.clock import database_now
 from shared.errors import InvalidRequest, NotFound
 from shared.idempotency import Sent
@@ -147,8 +147,7 @@ def fail(session: Session, batch: Batch, errors: list[dict[str, Any]]) -> None:
     """End a batch of which no line can run."""
     batch.status, batch.errors, batch.total = FAILED, errors, 0
     batch.ended_at = session.execute(select(database_now())).scalar_one()
-    session.flush()
-    tell(session, batch, Counts())
+    tell(session, batch, summarise(session, batch))
 
 
 def tell(session: Session, batch: Batch, lines: Counts) -> None:
@@ -271,7 +270,7 @@ def retry(session: Session, account_id: str, batch_id: str) -> Batch:
     now: int = session.execute(select(database_now())).scalar_one()
     # What its files show is about to change.
     session.execute(delete(File).where(col(File.batch_id) == batch.id))
-    batch.output_file_id = batch.error_file_id = batch.paused_at = None
+    batch.output_file_id = batch.error_file_id = batch.paused_at = batch.summary = None
     batch.status = IN_PROGRESS
     # All that ended before is older than this, however quick the caller was.
     batch.retry_at = max(now, batch.ended_at + 1)

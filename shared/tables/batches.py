@@ -38,7 +38,7 @@ class File(SQLModel, table=True):
 
 
 class Batch(SQLModel, table=True):
-    """Many requests that belong together. Its counts are those of its lines, which are jobs."""
+    """Many requests that belong together. Its lines are jobs, and counted until all have ended."""
 
     __tablename__ = "batches"
     __table_args__ = (
@@ -73,6 +73,8 @@ class Batch(SQLModel, table=True):
     cost: int = Field(default=0, sa_type=BigInteger)
     """Nano-credits that those were charged."""
     errors: list[dict[str, Any]] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    summary: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    """How its lines ended, once all have: `counts` and `errors`. Null while it is open."""
     webhook: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
     batch_metadata: dict[str, str] | None = Field(
         default=None, sa_type=JSON(none_as_null=True), sa_column_kwargs={"name": "metadata"}

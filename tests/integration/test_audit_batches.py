@@ -1,11 +1,14 @@
 """The audit of files, batches and deliveries: silent on a whole life, and on nothing else."""
 
+import json
+from dataclasses import asdict
 from typing import NamedTuple
 
 from sqlalchemy import text
 
 from shared import accounts, batches, events, files, ledger, webhooks
 from shared.audit import examine
+from shared.batch_progress import Counts
 from shared.lifecycle import JobStatus
 from tests.batches import accepted, advance, begun, input_file, new_batch, run
 from tests.factories import Sessions
@@ -18,6 +21,8 @@ INPUT = " WHERE batch_id IS NULL AND status = 'processed'"
 OUTPUT = " WHERE batch_id IS NOT NULL"
 ENDED = " WHERE status = 'completed'"
 FIRST = " WHERE result_number = 1"
+
+NOTHING = json.dumps({"counts": asdict(Counts()), "errors": []})
 
 
 class Damage(NamedTuple):
@@ -63,6 +68,16 @@ DAMAGES = [
         BATCH,
         BATCHES + "errors = NULL WHERE status = 'failed'",
         BATCHES + """errors = '[1]' WHERE status = 'failed'""",
+    ),
+    Damage(
+        BATCH,
+        BATCHES + "summary = NULL WHERE status = 'failed'",
+        BATCHES + f"summary = '{NOTHING}' WHERE status = 'failed'",
+    ),
+    Damage(
+        BATCH,
+        BATCHES + f"summary = '{NOTHING}' WHERE status = 'in_progress'",
+        BATCHES + "summary = NULL WHERE status = 'in_progress'",
     ),
     Damage(
         BATCH,

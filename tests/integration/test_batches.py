@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
+import sqlalchemy
 from sqlmodel import Session, col, select, update
 
 from shared import (
@@ -300,6 +301,35 @@ def test_how_fast_it_goes_and_what_goes_wrong(sessions: Sessions) -> None:
         advance(session, idle)
         assert idle.status == "cancelled"
         assert batch_progress.rate(session, idle) is None
+
+
+def test_lines_of_a_batch_that_has_ended_are_not_counted_again(sessions: Sessions) -> None:
+    """Until they are tried anew: then they are, and at the next end for good."""
+    with sessions() as session:
+        batch = ended(session, 2, status=FAILED)
+        asked: list[str] = []
+        engine = sessions.engine
+
+        def listener(*said: Any) -> None:
+            asked.append(said[2])
+
+        sqlalchemy.event.listen(engine, "before_cursor_execute", listener)
+
+        def seen() -> tuple[int, int, list[int]]:
+            asked.clear()
+            lines = batch_progress.counts(session, [batch])[batch.id]
+            failures = batch_progress.error_summary(session, batch)
+            return lines.completed, lines.failed, [failure["count"] for failure in failures]
+
+        assert (seen(), asked) == ((0, 2, [2]), [])
+        batches.retry(session, batch.account_id, batch.id)
+        advance(session, batch)
+        run(session, batch, 1, COMPLETED)
+        assert seen() == (1, 0, [])
+        run(session, batch, 2, FAILED)
+        advance(session, batch)
+        assert (seen(), asked) == ((1, 1, [1]), [])
+        sqlalchemy.event.remove(engine, "before_cursor_execute", listener)
 
 
 def test_a_line_goes_with_its_batch(sessions: Sessions) -> None:

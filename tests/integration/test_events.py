@@ -258,8 +258,10 @@ def test_no_event_is_passed_over_though_clocks_differ(sessions: Sessions) -> Non
 
         def record(number: int) -> None:
             at = begun + number // 2  # two of them in the same millisecond
-            told = {"type": "t", "subject": "s", "body": b""}
-            session.add(Event(id=names[number], account_id=ours, created_at=at, **told))
+            told = Event(
+                id=names[number], account_id=ours, type="t", subject="s", body=b"", created_at=at
+            )
+            session.add(told)
             session.flush()
 
         seen: list[str] = []

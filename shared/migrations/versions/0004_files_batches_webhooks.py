@@ -32,6 +32,7 @@ def upgrade() -> None:
         sa.Column("usage", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("cost", sa.BigInteger(), nullable=False),
         sa.Column("errors", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("summary", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("webhook", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("metadata", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
