@@ -76,6 +76,7 @@ def create(
         key_id=new.key_id,
         request_id=new.request_id,
         endpoint=new.endpoint,
+        model=source.models[0] if len(source.models) == 1 else None,
         status=VALIDATING,
         input_file_id=source.id,
         fingerprint=sent.fingerprint if sent and sent.by_sdk and sent.key is None else None,

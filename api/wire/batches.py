@@ -182,7 +182,7 @@ def batch_object(
         "id": batch.id,
         "object": "batch",
         "endpoint": batch.endpoint,
-        "model": None,
+        "model": batch.model,
         "errors": batch.errors and {"object": "list", "data": batch.errors},
         "input_file_id": batch.input_file_id,
         "completion_window": batch.completion_window,

@@ -52,6 +52,8 @@ class Batch(SQLModel, table=True):
     key_id: str | None = None
     request_id: str
     endpoint: str
+    model: str | None = None
+    """What all its lines ask for; null when they differ."""
     status: str = "validating"
     input_file_id: str | None = None
     output_file_id: str | None = None

@@ -63,6 +63,14 @@ def test_a_batch_is_accepted_before_its_lines_are_read(sessions: Sessions) -> No
                 batches.find(session, account_id, batch_id)
 
 
+def test_a_batch_of_one_model_says_which(sessions: Sessions) -> None:
+    """One of several names none."""
+    with sessions() as session:
+        for models, said in ((["test"], "test"), (["dear", "test"], None)):
+            file = input_file(session, 2, models=models)
+            assert batches.create(session, new_batch(file), None, None)[0].model == said
+
+
 def test_an_input_must_be_ones_own_and_an_input(sessions: Sessions) -> None:
     """The error names the field."""
     with sessions() as session:

@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("key_id", sa.String(), nullable=True),
         sa.Column("request_id", sa.String(), nullable=False),
         sa.Column("endpoint", sa.String(), nullable=False),
+        sa.Column("model", sa.String(), nullable=True),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("input_file_id", sa.String(), nullable=True),
         sa.Column("output_file_id", sa.String(), nullable=True),
