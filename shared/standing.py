@@ -51,6 +51,21 @@ def look(session: Session, job: Job, *, capped: bool = False) -> Standing | None
     return Standing(ahead, None if held_back else _eta(session, lane, ahead))
 
 
+def whole(session: Session, batch: Source) -> tuple[float, float] | None:
+    """Seconds within which a batch that is still to come would be done, as for a `Standing`.
+
+    By the lane's speed, in fair turns with what waits now; None when its account is limited.
+    """
+    lane = Lane.BATCH
+    found = sources.waiting(session, lane, min(RANK_LIMIT, batch.waiting))
+    terms = feeding.terms(session, {batch.account_id, *(source.account_id for source in found)})
+    if batch.account_id in terms and terms[batch.account_id].running:
+        return None
+    weights = {account: float(limits.weight or 1) for account, limits in terms.items()}
+    ahead = _in_turn(found, batch, batch.waiting - 1, weights)
+    return _spent(session, lane, hints.out(session, lane.value, RANK_LIMIT) + ahead + 1)
+
+
 def _hinted_before(session: Session, job: Job, hinted_at: int) -> int:
     earlier = select(col(Job.id)).where(
         col(Job.status) == JobStatus.QUEUED.value,
@@ -72,10 +87,11 @@ def _before(session: Session, lane: Lane, job: Job) -> int | None:
         found = sources.waiting(session, lane, most)
         terms = feeding.terms(session, {source.account_id for source in found})
         weights = {account: float(limits.weight or 1) for account, limits in terms.items()}
-        least = _in_turn(found, mine[0], own, weights)
+        least = min(RANK_LIMIT, _in_turn(found, mine[0], own, weights))
         # What was not counted to its end may be any number: if that makes no difference, we know.
         more = [replace(one, waiting=RANK_LIMIT) if one.waiting == most else one for one in found]
-        if most >= RANK_LIMIT or least in (RANK_LIMIT, _in_turn(more, mine[0], own, weights)):
+        sure = least in (RANK_LIMIT, min(RANK_LIMIT, _in_turn(more, mine[0], own, weights)))
+        if most >= RANK_LIMIT or sure:
             return least
         most *= 10
 
@@ -95,7 +111,7 @@ def _in_turn(found: Sequence[Source], mine: Source, own: int, weights: dict[str,
     own = urgent + _among(own, others)
     ours = weights.get(mine.account_id, 1.0)
     others = [(many, weights.get(name, 1.0) / ours) for name, many in accounts.items()]
-    return min(RANK_LIMIT, _among(own, others))
+    return _among(own, others)
 
 
 def _among(own: int, others: Iterable[tuple[int, float]]) -> int:
@@ -117,6 +133,11 @@ def _eta(session: Session, lane: Lane, ahead: int) -> tuple[float, float] | None
     to_end = ahead + 1 - feeding.free(session, lane)
     if to_end <= 0:
         return 0.0, 0.0
+    return _spent(session, lane, to_end)
+
+
+def _spent(session: Session, lane: Lane, to_end: int) -> tuple[float, float] | None:
+    """What it takes a lane to end so many."""
     ended, seconds = lanes.drained(session, lane)
     if not ended or not seconds:
         return None

@@ -32,11 +32,12 @@ from api.wire.objects import list_object
 from api.wire.openapi import batch_of, body_of, query_of
 from api.wire.queries import parse_query
 from api.wire.webhooks import check_receiver
-from shared import batch_progress, batches
+from shared import batch_progress, batches, standing
 from shared.batch_progress import Counts
 from shared.batches import NewBatch
-from shared.errors import QueueFull, Unavailable
+from shared.errors import ModelNotFound, QueueFull, Unavailable
 from shared.lifecycle import Lane
+from shared.sources import Source
 from shared.tables import Batch
 
 PATH: Final = "/v1/batches"
@@ -110,12 +111,32 @@ async def _accepted(front: Front, order: Order, new: NewBatch) -> tuple[Batch, b
 
 
 async def _dry_run(front: Front, order: Order) -> Response:
-    found = Estimate()
+    found, eta = Estimate(), None
     if not order.errors:
         content = await front.storage.open(order.file.id)
         found = await estimate(content, front.catalog, Decimal(str(front.settings.batch_price)))
+        eta = await _eta(front, order)
     await order.drop(front)
-    return json_response(dry_run_object(order.file, order.errors, found))
+    return json_response(dry_run_object(order.file, order.errors, found, eta))
+
+
+async def _eta(front: Front, order: Order) -> tuple[float, float] | None:
+    """When it would be done; None where the lane's speed says nothing of it."""
+    for name in order.file.models:
+        with suppress(ModelNotFound):  # such lines fail at once
+            if front.catalog.find(name).running is not None:
+                return None
+    if order.terms.concurrency is not None:
+        return None
+    batch = Source(
+        order.file.account_id,
+        order.file.id,  # the name of no batch
+        "",
+        order.file.lines,
+        priority=order.terms.priority,
+        expires_in=order.terms.window_ms,
+    )
+    return await front.tx.read(standing.whole, batch)
 
 
 @router.get("", openapi_extra=query_of(BatchFilters))

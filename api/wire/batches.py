@@ -19,6 +19,7 @@ from api.lines import ENDPOINT, MOST_LINES
 from api.parse import wrong
 from api.progress import Progress
 from api.wire.headers import SECONDS
+from api.wire.objects import likely
 from api.wire.queries import BatchId
 from api.wire.shapes import Closed, Metadata, ModelName
 from api.wire.webhooks import BatchWebhook
@@ -248,14 +249,17 @@ def progress_event(progress: Progress) -> dict[str, Any]:
 
 
 def dry_run_object(
-    file: File, errors: list[dict[str, Any]] | None, estimate: Estimate
+    file: File,
+    errors: list[dict[str, Any]] | None,
+    estimate: Estimate,
+    eta: tuple[float, float] | None,
 ) -> dict[str, Any]:
-    """What a batch of this input would be, and cost at most."""
+    """What a batch of this input would be, and cost at most, and when it would be done."""
     return {
         "object": "batch.dry_run",
         "request_counts": {"total": file.lines},
         "errors": errors and {"object": "list", "data": errors},
         "tokens": {"prompt": estimate.prompt, "most_completion": estimate.completion},
         "cost": {"most": estimate.cost / NANO},
-        "eta_seconds": None,
+        "eta_seconds": likely(eta),
     }

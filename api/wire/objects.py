@@ -72,9 +72,12 @@ def job_object(
 def _place(standing: Standing | None) -> dict[str, Any]:
     if standing is None:
         return {"position": None, "eta_seconds": None}
-    seconds = standing.eta and [round(each, 1) for each in standing.eta]
-    eta = seconds and dict(zip(("p50", "p90"), seconds, strict=True))
-    return {"position": standing.position, "eta_seconds": eta}
+    return {"position": standing.position, "eta_seconds": likely(standing.eta)}
+
+
+def likely(eta: tuple[float, float] | None) -> dict[str, float] | None:
+    """Seconds within which something happens as likely as not, and nine times in ten."""
+    return eta and {"p50": round(eta[0], 1), "p90": round(eta[1], 1)}
 
 
 def _progress(job: Job, latest: Entry | None) -> dict[str, int]:

@@ -224,26 +224,35 @@ def test_a_key_cannot_run_a_file_of_models_it_may_not_ask_for(service: Stack) ->
 @sqlite
 def test_a_dry_run_counts_and_makes_nothing(service: Stack) -> None:
     """What it would be, of a file and of what comes with the request."""
-    http, before = fresh(service, "dry"), kept(service)
+    http = fresh(service, "dry")
     lines = [line(number, max_tokens=50) for number in range(3)]
-    inline = http.post("/v1/batches", json={"requests": lines, "dry_run": True}).json()
+    ended(http, submitted(http, *lines))  # from now on the lane has a speed
+    before, made = kept(service), http.get("/v1/batches").json()["data"]
+
+    def dry(path: str = "/v1/batches", **asked: Any) -> dict[str, Any]:
+        found: dict[str, Any] = http.post(path, **asked).json()
+        eta = found.pop("eta_seconds")
+        assert eta is None if found["errors"] else 0 < eta["p50"] < eta["p90"]
+        return found
+
+    inline = dry(json={"requests": lines, "dry_run": True})
     assert (inline["object"], inline["request_counts"]) == ("batch.dry_run", {"total": 3})
     assert (inline["errors"], inline["cost"]) == (None, {"most": 0.0})
     assert inline["tokens"]["most_completion"] == 150
     assert inline["tokens"]["prompt"] > 0
     path = "/v1/batches?dry_run=true"
-    assert http.post(path, content=jsonl(*lines), headers=JSONL).json() == inline
+    assert dry(path, content=jsonl(*lines), headers=JSONL) == inline
     assert kept(service) == before
 
     client = service.client(http.headers["authorization"].removeprefix("Bearer "))
     for content in (jsonl(*lines), b"nonsense"):
         asked = {"input_file_id": uploaded(client, content), "endpoint": ENDPOINT}
-        seen = http.post("/v1/batches", json={**asked, "dry_run": True}).json()
+        seen = dry(json={**asked, "dry_run": True})
         if content == b"nonsense":
             assert seen["errors"]["data"][0]["code"] == "invalid_json_line"
         else:
             assert seen == inline
-    assert http.get("/v1/batches").json()["data"] == []
+    assert http.get("/v1/batches").json()["data"] == made
 
 
 @sqlite

@@ -1,6 +1,7 @@
 """Where a job stands: what is said of its place is what the feeder then does."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from sqlmodel import Session, col, select
 from shared import accounts, batches, clock, feeding, hints, leases, sources, standing
 from shared.feeding import Flight
 from shared.lifecycle import Lane
+from shared.sources import Source
 from shared.tables import Account, Batch, Job
 from tests.batches import input_file, line_of, new_batch, read
 from tests.factories import HOUR, Sessions, claimed, ran_for, submitted
@@ -150,3 +152,27 @@ def test_no_time_is_told_of_what_something_else_holds_back(sessions: Sessions) -
         assert eta(session, line_of(session, batch, 1)) is None
         session.exec(select(Account)).one().limits = {"running": 1}
         assert eta(session, free) is None
+
+
+def test_a_time_is_told_of_a_batch_that_is_still_to_come(sessions: Sessions) -> None:
+    """For all of its lines, in turns with those of others; unknown for an account with a limit."""
+    with sessions() as session:
+        ours, theirs = (accounts.ensure(session, name).id for name in ("ours", "theirs"))
+        batch = Source(ours, "new", "test", 40)
+        assert standing.whole(session, batch) is None
+        by = leases.register(session, pid=1, slots=100, models=[])
+        for _ in range(20):
+            ran_for(session, 10_000, by=by, lane=Lane.BATCH)
+
+        alone = standing.whole(session, batch)
+        loose(session, "theirs", 30)
+        shared = standing.whole(session, batch)
+
+        assert alone is not None
+        assert shared is not None
+        assert alone[0] == pytest.approx(40 / 2, rel=0.2)
+        assert shared[0] == pytest.approx(70 / 2, rel=0.2)
+        assert alone[1] > 1.2 * alone[0]
+        limited(session, "ours", running=1)
+        assert standing.whole(session, batch) is None
+        assert standing.whole(session, replace(batch, account_id=theirs)) is not None
