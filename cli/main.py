@@ -95,6 +95,9 @@ CLIENTS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         {
             "create": webhooks.create,
             "list": webhooks.list_all,
+            "change": webhooks.change,
+            "enable": webhooks.enable,
+            "disable": webhooks.disable,
             "rotate": webhooks.rotate,
             "delete": webhooks.delete,
             "test": webhooks.try_out,

@@ -10,6 +10,7 @@ from cli.options import DEFAULT_HOME, ApiKey, AsJson, Home, Url
 
 ENDPOINTS = "/v1/webhook_endpoints"
 EndpointId = Annotated[str, typer.Argument(metavar="ENDPOINT_ID")]
+Sender = Annotated[str, typer.Argument(metavar="ENDPOINT_ID|JOB_ID|BATCH_ID")]
 DeliveryId = Annotated[str, typer.Argument(metavar="DELIVERY_ID")]
 
 
@@ -34,7 +35,7 @@ def list_all(
             (
                 one["id"],
                 one["url"],
-                ", ".join(one["events"] or ["all"]),
+                _heard(one),
                 "enabled" if one["enabled"] else f"disabled: {one['disabled_reason']}",
                 moment(one["failing_since"]),
             )
@@ -102,15 +103,58 @@ def try_out(
     typer.echo(f"{delivery['id']} is on its way.")
 
 
-def deliveries(
+def change(
     endpoint_id: EndpointId,
+    to: Annotated[str | None, typer.Option(metavar="URL", help="Where events are sent.")] = None,
+    event: Annotated[
+        list[str] | None, typer.Option(help="A type it hears of, of which there may be several.")
+    ] = None,
+    description: Annotated[str | None, typer.Option(help="What you will know it by.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Change where an endpoint is, or what it hears of; what you do not name stays.
+
+    Example: `sluice webhooks change we_01jd3n6y8t7zs9x5w2v4b1c0ae --event batch.completed`
+    """
+    given = {"url": to, "events": event or None, "description": description}
+    terms = {name: value for name, value in given.items() if value is not None}
+    changed = _post(f"/{endpoint_id}", url, api_key, home, json=terms)
+    typer.echo(f"{changed['id']} hears of {_heard(changed)} at {changed['url']}.")
+
+
+def enable(
+    endpoint_id: EndpointId, url: Url = None, api_key: ApiKey = None, home: Home = DEFAULT_HOME
+) -> None:
+    """Send to an endpoint again, from now on.
+
+    Example: `sluice webhooks enable we_01jd3n6y8t7zs9x5w2v4b1c0ae`
+    """
+    _post(f"/{endpoint_id}", url, api_key, home, json={"enabled": True})
+    typer.echo(f"{endpoint_id} is enabled.")
+
+
+def disable(
+    endpoint_id: EndpointId, url: Url = None, api_key: ApiKey = None, home: Home = DEFAULT_HOME
+) -> None:
+    """Send no more to an endpoint, nor what is on its way there, until it is enabled.
+
+    Example: `sluice webhooks disable we_01jd3n6y8t7zs9x5w2v4b1c0ae`
+    """
+    _post(f"/{endpoint_id}", url, api_key, home, json={"enabled": False})
+    typer.echo(f"{endpoint_id} is disabled.")
+
+
+def deliveries(
+    of: Sender,
     limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 20,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """List what was sent to an endpoint, and what came back, newest first.
+    """List what was sent to an endpoint, or of a job or a batch, and what came back, newest first.
 
     Example: `sluice webhooks deliveries we_01jd3n6y8t7zs9x5w2v4b1c0ae --limit 5`
     """
@@ -118,8 +162,10 @@ def deliveries(
     from cli.screen import moment, print_table
 
     with Address.find(url, api_key, home).connect() as client:
-        where = f"{ENDPOINTS}/{endpoint_id}/deliveries"
+        kinds = {"we": ENDPOINTS, "batch": "/v1/batches"}
+        where = f"{kinds.get(of.split('_')[0], '/v1/jobs')}/{of}/deliveries"
         listing = call(client, "GET", where, params={"limit": limit})
+        listing["data"] = listing["data"][:limit]  # of a job there are few, in one page
     if as_json:
         typer.echo(json.dumps(listing))
         return
@@ -171,6 +217,10 @@ def _show_secret(endpoint: dict[str, Any], as_json: bool) -> None:
         return
     note(f"{endpoint['id']} for {endpoint['url']}. Its secret is shown only now:")
     typer.echo(endpoint["secret"])
+
+
+def _heard(endpoint: dict[str, Any]) -> str:
+    return ", ".join(endpoint["events"] or ["all"])
 
 
 def _last_answer(attempts: list[dict[str, Any]]) -> str:

@@ -21,7 +21,7 @@ from shared.tables import Delivery, DeliveryAttempt, Event, WebhookEndpoint
 CLAIMED_FOR: Final = 60_000
 """Milliseconds until a claimed delivery is due again, unless it is settled."""
 LOOK_AT: Final = 100
-"""Due rows that a claim chooses from."""
+"""Due rows that a claim chooses from, and the most that are listed of one job or batch."""
 GIVE_UP_AFTER: Final = timedelta(days=5)
 """For so long an endpoint may fail before it is disabled."""
 GONE: Final = 410
@@ -193,6 +193,13 @@ def page(
         query = query.where(col(Delivery.id) < after)
     rows = session.exec(query.order_by(desc(col(Delivery.id))).limit(limit + 1)).all()
     return list(rows[:limit]), len(rows) > limit
+
+
+def about(session: Session, account_id: str, subject: str) -> list[Delivery]:
+    """Deliveries of what happened to a job or a batch, newest first: to whomever it was told."""
+    told = select(Delivery).join(Event, col(Event.id) == col(Delivery.event_id))
+    ours = told.where(col(Event.account_id) == account_id, col(Event.subject) == subject)
+    return list(session.exec(ours.order_by(desc(col(Delivery.id))).limit(LOOK_AT)))
 
 
 def attempts(session: Session, delivery_ids: Sequence[str]) -> dict[str, list[DeliveryAttempt]]:

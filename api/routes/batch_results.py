@@ -1,4 +1,4 @@
-"""What a batch has done so far, and what it does: results as they end, events as it goes."""
+"""What a batch has done so far, and what it does: results, events, and who was told of them."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -12,6 +12,7 @@ from api.deps import AuthorizedCaller, FrontDep
 from api.front import Front
 from api.progress import LOOK_EVERY, Watch
 from api.routes.batches import PATH, shown
+from api.routes.webhooks import deliveries_about
 from api.wire.batches import ResultsPage, progress_event
 from api.wire.headers import NDJSON
 from api.wire.openapi import EVENTS, RESULTS, query_of
@@ -113,6 +114,13 @@ async def events(
     if batch.ended_at is not None and seen == batch.ended_at:
         return Response(status_code=204)  # an EventSource that reconnects takes this for the end
     return sse.EventStream(_told(front, batch), settings=front.settings, headers={})
+
+
+@router.get("/{batch_id}/deliveries")
+async def list_deliveries(batch_id: str, front: FrontDep, caller: AuthorizedCaller) -> Response:
+    """Who was told of it, also by its own webhook, and what came back; newest first."""
+    batch = await front.tx.read(batches.find, caller.account_id, batch_id)
+    return await deliveries_about(front, caller.account_id, batch.id)
 
 
 async def _told(front: Front, batch: Batch) -> AsyncGenerator[bytes]:

@@ -14,6 +14,7 @@ from api.following import at_the_end
 from api.front import Front
 from api.routes.chat import job_headers, replayed
 from api.routes.completions import cancelled
+from api.routes.webhooks import deliveries_about
 from api.waiting import last_entry
 from api.wire.headers import parse_cancel_after, parse_sent
 from api.wire.jobs import JobSubmit, parse_submission
@@ -107,6 +108,13 @@ async def list_attempts(job_id: str, front: FrontDep, caller: AuthorizedCaller) 
     job = await front.tx.read(jobs.find, caller.account_id, job_id)
     tries = await front.tx.read(jobs.attempts, job.id)
     return json_response(list_object([attempt_object(each) for each in tries]))
+
+
+@router.get("/{job_id}/deliveries")
+async def list_deliveries(job_id: str, front: FrontDep, caller: AuthorizedCaller) -> Response:
+    """Who was told of its end, also by its own webhook, and what came back; newest first."""
+    job = await front.tx.read(jobs.find, caller.account_id, job_id)
+    return await deliveries_about(front, caller.account_id, ids.COMPLETION + job.id)
 
 
 @router.get(

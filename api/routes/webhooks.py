@@ -1,5 +1,8 @@
 """Webhook endpoints: register, change, try out; what was sent there, and sending it again."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -91,10 +94,19 @@ async def list_deliveries(
     rows, more = await front.tx.read(
         deliveries.page, endpoint_id, after=asked.after, limit=asked.limit
     )
+    return json_response(list_object(await _shown(front, rows), has_more=more))
+
+
+async def deliveries_about(front: Front, account_id: str, subject: str) -> Response:
+    """What was sent of a job or a batch, to endpoints and to its own webhook, newest first."""
+    rows = await front.tx.read(deliveries.about, account_id, subject)
+    return json_response(list_object(await _shown(front, rows)))
+
+
+async def _shown(front: Front, rows: Sequence[Delivery]) -> list[dict[str, Any]]:
     sendings = await front.tx.read(deliveries.attempts, [row.id for row in rows])
     types = await front.tx.read(events.named, [row.event_id for row in rows])
-    views = [delivery_object(row, types[row.event_id], sendings[row.id]) for row in rows]
-    return json_response(list_object(views, has_more=more))
+    return [delivery_object(row, types[row.event_id], sendings[row.id]) for row in rows]
 
 
 @router.post("/{endpoint_id}/deliveries/{delivery_id}/redeliver", status_code=202)

@@ -156,11 +156,12 @@ def endpoint_object(endpoint: WebhookEndpoint, *, secret: str | None = None) -> 
 def delivery_object(
     delivery: Delivery, type: str, attempts: Sequence[DeliveryAttempt] = ()
 ) -> dict[str, Any]:
-    """One event on its way to an endpoint, and every sending so far."""
+    """One event on its way, and every sending so far; a request's own webhook is no endpoint."""
     return {
         "id": delivery.id,
         "object": "webhook_endpoint.delivery",
         "endpoint_id": delivery.endpoint_id,
+        "url": delivery.url,
         "event_id": delivery.event_id,
         "type": type,
         "status": delivery.status,

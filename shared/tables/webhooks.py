@@ -35,6 +35,7 @@ class Event(SQLModel, table=True):
     __table_args__ = (
         Index("ix_events_account", "account_id", "created_at", "id"),
         Index("ix_events_created", "created_at"),
+        Index("ix_events_subject", "subject"),
     )
 
     id: str = Field(primary_key=True)

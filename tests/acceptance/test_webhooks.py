@@ -105,6 +105,11 @@ def test_the_end_of_a_job_is_told_and_both_packages_verify_it(
     http.delete(f"/v1/webhook_endpoints/{made['id']}")
 
 
+def _delivered(http: httpx.Client, where: str) -> list[dict[str, Any]]:
+    """What was delivered of a job or a batch."""
+    return [one for one in http.get(where).json()["data"] if one["status"] == "delivered"]
+
+
 def test_a_request_may_name_its_own_webhook(
     service: Stack, http: httpx.Client, receiver: Receiver
 ) -> None:
@@ -128,6 +133,13 @@ def test_a_request_may_name_its_own_webhook(
     assert len(receiver.at(path)) == 2
     assert all("webhook" not in call.body for call in service.upstream.calls[calls:])
 
+    where = f"/v1/jobs/{native}/deliveries"
+    [own] = eventually(lambda: _delivered(http, where), 30)
+    assert (own["type"], own["endpoint_id"]) == ("chat.completion.completed", None)
+    assert (own["url"], [one["status"] for one in own["attempts"]]) == (hook["url"], [200])
+    assert secret not in json.dumps(own)
+    assert service.http(service.mint("stranger")).get(where).status_code == 404
+
 
 def test_a_batch_tells_of_itself_and_not_of_its_lines(
     service: Stack, http: httpx.Client, receiver: Receiver
@@ -144,6 +156,10 @@ def test_a_batch_tells_of_itself_and_not_of_its_lines(
     assert (told.type, told.data.id) == ("batch.completed", made["id"])
     assert own.event["data"]["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
     assert registered.event == own.event
+    where = f"/v1/batches/{made['id']}/deliveries"
+    eventually(lambda: len(_delivered(http, where)) == 2, 30)
+    told_to = {one["url"] for one in _delivered(http, where)}
+    assert told_to == {hook["url"], receiver.url(path + "/all")}
     listed = http.get("/v1/events").json()["data"]
     assert [event["type"] for event in listed] == ["batch.in_progress", "batch.completed"]
 
@@ -362,5 +378,12 @@ def test_all_of_it_can_be_done_from_a_terminal(service: Stack, receiver: Receive
     [delivery] = json.loads(sluice("deliveries", listed["id"], "--json"))["data"]
     sluice("redeliver", listed["id"], delivery["id"])
     assert arrived(receiver, path, 2)[1].body == sent.body
+    assert "disabled" in sluice("disable", listed["id"])
+    assert "It was disabled by its owner." in sluice("list")
+    sluice("enable", listed["id"])
+    sluice("change", listed["id"], "--event", "batch.completed", "--description", "ours")
+    [changed] = json.loads(sluice("list", "--json"))["data"]
+    assert (changed["events"], changed["description"]) == (["batch.completed"], "ours")
+    assert (changed["enabled"], changed["url"]) == (True, listed["url"])
     sluice("delete", listed["id"])
     assert sluice("list") == ""

@@ -71,6 +71,7 @@ def upgrade() -> None:
     )
     _index("ix_events_account", "events", ["account_id", "created_at", "id"])
     _index("ix_events_created", "events", ["created_at"])
+    _index("ix_events_subject", "events", ["subject"])
 
     op.create_table(
         "files",
