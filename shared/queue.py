@@ -58,7 +58,7 @@ def connect(redis_url: str) -> Celery:
         result_backend=None,
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
-        task_publish_retry=False,  # a failed publish is the sweep's to repeat
+        task_publish_retry=False,  # a failed publish is the feeder's to repeat
         task_send_sent_event=False,
         worker_send_task_events=True,  # Flower's
         # Fetch a hint only when a slot is free: what waits, waits where another worker sees it.

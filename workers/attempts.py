@@ -60,7 +60,7 @@ async def run(bench: Bench, job_id: str, *, clock: Callable[[], float] = time.mo
             late = clock() > began + FALL_BACK_WITHIN
             if worker_id is None or not bench.heartbeat.held or bench.draining or late:
                 with suppress(Unavailable):  # then the hint grows old
-                    await bench.tx(hints.forget, [job_id])  # the sweep sends another
+                    await bench.tx(hints.forget, [job_id])  # the feeder sends another
                 return
             claim = await _claim(bench, job_id, worker_id)
             again = claim is not None and await _attempt(bench, claim)

@@ -469,7 +469,7 @@ async def test_a_worker_that_is_lost_at_a_fallback_leaves_it_to_another(chain: C
 
 
 async def test_a_worker_that_drains_leaves_the_next_model_to_another(chain: Chain) -> None:
-    """It settles, claims nothing more, and has the sweep send a hint at once."""
+    """It settles, claims nothing more, and has the feeder send a hint at once."""
     chain.script("first", [Stall()])
     job = await chain.shop.submit(max_attempts=1)
     task = asyncio.create_task(attempts.run(chain.shop.bench, job.id))

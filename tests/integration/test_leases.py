@@ -225,7 +225,7 @@ def test_handing_back_costs_no_attempt(sessions: Sessions) -> None:
 
 
 def test_a_retry_waits_its_time(sessions: Sessions) -> None:
-    """Nobody may claim it, and the sweep sends no hint, until it is due."""
+    """Nobody may claim it, and it gets no hint, until it is due."""
     with sessions() as session:
         lease = claimed(session).lease
         job = leases.settle(session, lease, Retry(FAULT, timedelta(hours=1)))

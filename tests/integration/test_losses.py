@@ -89,7 +89,7 @@ def test_a_job_with_a_single_try_fails_at_its_first_loss(sessions: Sessions) -> 
 
 
 def test_suspects_wait_for_their_own_turn(sessions: Sessions) -> None:
-    """The sweep leaves them alone; those with the most losses come first."""
+    """Feeder and sweep leave them alone; those with the most losses come first."""
     with sessions() as session:
         pair = suspects(session, 2)
         [other] = suspects(session, 1)

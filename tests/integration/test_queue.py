@@ -154,7 +154,7 @@ def test_a_connection_that_died_unnoticed_loses_no_hint(tmp_path: Path) -> None:
 
 
 def test_a_hint_that_is_called_lost_may_have_arrived(tmp_path: Path) -> None:
-    """Redis has no receipt: the sweep sends such a hint a second time, and the claim decides."""
+    """Redis has no receipt: the feeder sends such a hint a second time, and the claim decides."""
     with running_hints(tmp_path, socket_timeout=0.3) as bench:
         bench.hints.send(Lane.INTERACTIVE, ["before"])
         eventually(lambda: bench.hinted() == ["before"])
