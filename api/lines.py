@@ -65,7 +65,7 @@ class Report:
             })  # fmt: skip
 
 
-class Lines:
+class Checker:
     """Takes an input in pieces of any size. Of a line over `longest` bytes it keeps nothing."""
 
     def __init__(self, check_body: Callable[[dict[str, Any]], None], *, longest: int) -> None:

@@ -11,7 +11,7 @@ from fastapi import Request
 from api.deps import Caller
 from api.form import Form
 from api.front import Front
-from api.lines import Lines, Report, body_check
+from api.lines import Checker, Report, body_check
 from api.parse import validate
 from api.wire.files import Upload
 from shared import clock, files
@@ -36,7 +36,7 @@ class Input:
         """Take in all of it. Raises `RequestTooLarge`."""
         limit = self._front.settings.file_limit
         check = body_check(self._front.catalog, self._caller.check_model)
-        lines = Lines(check, longest=self._front.settings.body_limit)
+        lines = Checker(check, longest=self._front.settings.body_limit)
         async with self._front.storage.writing(self._file_id) as write:
             async for piece in pieces:
                 self._size += len(piece)

@@ -43,7 +43,7 @@ class Parcel:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class Sending:
     """What came of one sending."""
 
     status: int | None = None
@@ -130,7 +130,7 @@ def _parcel(session: Session, delivery: Delivery) -> Parcel | None:
     )
 
 
-def settle(session: Session, parcel: Parcel, sent: Sent) -> bool:
+def settle(session: Session, parcel: Parcel, sent: Sending) -> bool:
     """Write down what came of a sending; False when it was claimed again or ended since.
 
     Idempotent. An endpoint that is gone, or has failed for too long, is disabled.
@@ -164,7 +164,7 @@ def settle(session: Session, parcel: Parcel, sent: Sent) -> bool:
     return held is not None
 
 
-def _judge(session: Session, endpoint_id: str, sent: Sent) -> None:
+def _judge(session: Session, endpoint_id: str, sent: Sending) -> None:
     """Keep count of how long an endpoint has failed."""
     endpoint = session.get(WebhookEndpoint, endpoint_id, populate_existing=True)
     if endpoint is None or endpoint.disabled_at is not None:

@@ -44,8 +44,8 @@ def lines_wanted(session: Session, batch_id: str, status: str) -> bool:
     """Whether an endpoint asks to be told of each line of a batch that ends so."""
     owner = select(Batch.account_id).where(col(Batch.id) == batch_id).scalar_subquery()
     ours = select(WebhookEndpoint).where(col(WebhookEndpoint.account_id) == owner)
-    type = f"chat.completion.{status}"
-    return any(_asks(endpoint, type, unasked=False) for endpoint in session.exec(ours))
+    kind = f"chat.completion.{status}"
+    return any(_asks(endpoint, kind, unasked=False) for endpoint in session.exec(ours))
 
 
 def job_ended(session: Session, job: Job) -> None:
@@ -73,7 +73,7 @@ def job_ended(session: Session, job: Job) -> None:
 def record(
     session: Session,
     account_id: str,
-    type: str,
+    kind: str,
     data: Mapping[str, Any],
     *,
     at: int | None = None,
@@ -86,11 +86,11 @@ def record(
     """
     ours = select(WebhookEndpoint).where(col(WebhookEndpoint.account_id) == account_id)
     endpoints = session.exec(ours).all()
-    told = [one for one in endpoints if _asks(one, type, unasked=unasked)]
-    own = webhook if webhook and type in (webhook.get("events") or [type]) else None
+    told = [one for one in endpoints if _asks(one, kind, unasked=unasked)]
+    own = webhook if webhook and kind in (webhook.get("events") or [kind]) else None
     if not (told or own or (endpoints and unasked)):
         return None
-    event = _add(session, account_id, type, data, at)
+    event = _add(session, account_id, kind, data, at)
     for endpoint in told:
         if endpoint.disabled_at is None:
             deliver(session, event, endpoint.url, endpoint_id=endpoint.id)
@@ -132,7 +132,7 @@ def test(session: Session, endpoint: WebhookEndpoint) -> Delivery:
 
 
 def page(
-    session: Session, account_id: str, *, after: str | None, type: str | None, limit: int
+    session: Session, account_id: str, *, after: str | None, kind: str | None, limit: int
 ) -> tuple[list[Event], bool, str | None]:
     """One page of an account's events, oldest first; whether there are more; where it is safe to
     go on another time.
@@ -148,8 +148,8 @@ def page(
         if not ids.is_prefixed(after, "evt_"):
             raise InvalidRequest(f"No event {after[:64]!r} to go on after.", param="after")
         query = query.where(place > _place_of(session, account_id, after))
-    if type is not None:
-        query = query.where(col(Event.type) == type)
+    if kind is not None:
+        query = query.where(col(Event.type) == kind)
     in_order = query.order_by(col(Event.created_at), col(Event.id))
     rows = session.exec(in_order.limit(limit + 1)).all()
     settled = _now(session) - SETTLED_AFTER
@@ -174,28 +174,28 @@ def named(session: Session, event_ids: Sequence[str]) -> dict[str, str]:
     return dict(session.exec(types).all())
 
 
-def _asks(endpoint: WebhookEndpoint, type: str, *, unasked: bool) -> bool:
+def _asks(endpoint: WebhookEndpoint, kind: str, *, unasked: bool) -> bool:
     if endpoint.events is None:
-        return unasked and type not in OPT_IN
-    return type in endpoint.events
+        return unasked and kind not in OPT_IN
+    return kind in endpoint.events
 
 
 def _add(
-    session: Session, account_id: str, type: str, data: Mapping[str, Any], at: int | None
+    session: Session, account_id: str, kind: str, data: Mapping[str, Any], at: int | None
 ) -> Event:
     at = _now(session) if at is None else at
     event_id = ids.prefixed("evt_")
     told = {
         "object": "event",
         "id": event_id,
-        "type": type,
+        "type": kind,
         "created_at": clock.seconds(at),
         "data": data,
     }
     event = Event(
         id=event_id,
         account_id=account_id,
-        type=type,
+        type=kind,
         subject=data["id"],
         body=orjson.dumps(told),
         created_at=at,

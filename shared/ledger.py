@@ -38,7 +38,7 @@ _RELEASE: Final = (
 )
 
 
-class Held(NamedTuple):
+class SetAside(NamedTuple):
     """What is set aside in all accounts."""
 
     oldest_ms: int
@@ -130,7 +130,7 @@ def settle(session: Session, job: Job, cost: int) -> int:
     return charged
 
 
-def held(session: Session) -> Held:
+def held(session: Session) -> SetAside:
     """What is set aside, added up over all open jobs by one statement, which sees one moment, and
     what nobody paid."""
     open_jobs = union_all(
@@ -157,4 +157,4 @@ def held(session: Session) -> Held:
     )
     age, drift = session.execute(both).one()
     unpaid = select(func.sum(Job.unpaid)).where(col(Job.unpaid).is_not(None))
-    return Held(max(0, age or 0), int(drift or 0), int(session.exec(unpaid).one() or 0))
+    return SetAside(max(0, age or 0), int(drift or 0), int(session.exec(unpaid).one() or 0))

@@ -41,6 +41,6 @@ NEXT: Final[Mapping[JobStatus, frozenset[JobStatus]]] = {
 TERMINAL: Final = frozenset(status for status, onward in NEXT.items() if not onward)
 
 
-def sources(to: JobStatus) -> frozenset[JobStatus]:
+def leading_to(to: JobStatus) -> frozenset[JobStatus]:
     """The statuses a job may be in just before it becomes `to`."""
     return frozenset(status for status, onward in NEXT.items() if to in onward)

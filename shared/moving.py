@@ -12,7 +12,7 @@ from sqlmodel import col
 
 from shared import events
 from shared.clock import database_now
-from shared.lifecycle import TERMINAL, JobStatus, sources
+from shared.lifecycle import TERMINAL, JobStatus, leading_to
 from shared.tables import Job
 
 NEW: Final = "new_"
@@ -50,7 +50,7 @@ def _built(
 ) -> Executable:
     conditions = [
         col(Job.id) == bindparam("moved"),
-        col(Job.status).in_([status.value for status in sources(to)]),
+        col(Job.status).in_([status.value for status in leading_to(to)]),
         *guards,
     ]
     if fenced:

@@ -43,18 +43,18 @@ class Allotment:
         for source in self._found:
             waiting.setdefault(source.account_id, []).append(source)
         weights = {name: float(limits.weight or 1) for name, limits in self._limits.items()}
-        round = accounts.among(waiting, weights)
+        circle = accounts.among(waiting, weights)
         for gone in batches.keys() - waiting.keys():
             del batches[gone]
         turns = {
             account: self._in_turn(sources, batches.setdefault(account, Turns()))
             for account, sources in waiting.items()
         }
-        while room > 0 and (account := round.next) is not None:
+        while room > 0 and (account := circle.next) is not None:
             if next(turns[account], None) is None:
-                round.leave()
+                circle.leave()
                 continue
-            round.dealt()
+            circle.dealt()
             room -= 1
         return any(map(self._open, self._found))
 
@@ -66,15 +66,15 @@ class Allotment:
                 if source.priority == priority:
                     batches.setdefault(source.batch_id or "", []).append(source)
             hurry = {batch: some[0].hurry for batch, some in batches.items()}
-            round = turns.among(batches, hurry)
-            while (batch := round.next) is not None:
+            circle = turns.among(batches, hurry)
+            while (batch := circle.next) is not None:
                 # Of several models, each in turn, and first the one that has waited longest.
                 ready = filter(self._open, batches[batch])
                 chosen = min(ready, key=lambda one: (self.places[one], one.oldest), default=None)
                 if chosen is None:
-                    round.leave()
+                    circle.leave()
                     continue
-                round.dealt()
+                circle.dealt()
                 self._take(chosen)
                 yield chosen
 

@@ -16,7 +16,7 @@ import structlog
 
 from shared import background, clock, deliveries
 from shared.db import Transactions
-from shared.deliveries import Parcel, Sent
+from shared.deliveries import Parcel, Sending
 from shared.errors import Unavailable
 from workers.posting import WITHIN, Answer, PublicResolver, open_session, post
 from workers.settings import WorkerSettings
@@ -109,7 +109,7 @@ class Deliveries:
             answer = await post(session, parcel, self._allowed)
             spent = round((time.monotonic() - began) * 1000)
             retry_in = next_try(self._schedule, parcel.attempt, answer)
-            sent = Sent(answer.status, answer.error, spent, retry_in)
+            sent = Sending(answer.status, answer.error, spent, retry_in)
             await self._tx(deliveries.settle, parcel, sent)
             log.info(
                 "delivered" if sent.arrived else "delivery_failed",

@@ -22,7 +22,7 @@ async def list_events(request: Request, front: FrontDep, caller: AuthorizedCalle
     """
     asked = parse_query(EventPage, request.query_params.multi_items())
     rows, more, safe = await front.tx.read(
-        events.page, caller.account_id, after=asked.after, type=asked.type, limit=asked.limit
+        events.page, caller.account_id, after=asked.after, kind=asked.type, limit=asked.limit
     )
     page = list_object([event_object(row) for row in rows], has_more=more)
     return json_response({**page, "next_after": safe})

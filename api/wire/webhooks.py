@@ -154,7 +154,7 @@ def endpoint_object(endpoint: WebhookEndpoint, *, secret: str | None = None) -> 
 
 
 def delivery_object(
-    delivery: Delivery, type: str, attempts: Sequence[DeliveryAttempt] = ()
+    delivery: Delivery, kind: str, attempts: Sequence[DeliveryAttempt] = ()
 ) -> dict[str, Any]:
     """One event on its way, and every sending so far; a request's own webhook is no endpoint."""
     return {
@@ -163,7 +163,7 @@ def delivery_object(
         "endpoint_id": delivery.endpoint_id,
         "url": delivery.url,
         "event_id": delivery.event_id,
-        "type": type,
+        "type": kind,
         "status": delivery.status,
         "created_at": clock.seconds(delivery.created_at),
         "next_attempt_at": clock.seconds(delivery.next_at),

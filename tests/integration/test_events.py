@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlmodel import Session, func, select
 
 from shared import accounts, clock, deliveries, events, jobs, retention, signatures, webhooks
-from shared.deliveries import Parcel, Sent
+from shared.deliveries import Parcel, Sending
 from shared.errors import IllegalTransition
 from shared.lifecycle import JobStatus
 from shared.tables import Delivery, DeliveryAttempt, Event, Job, WebhookEndpoint
@@ -17,7 +17,7 @@ from tests.factories import HOUR, Sessions, job_in, submitted
 
 URL = "https://example.com/hook"
 ENDS = (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED)
-ARRIVED = Sent(204, None, 5)
+ARRIVED = Sending(204, None, 5)
 
 
 def endpoint(session: Session, **terms: Any) -> WebhookEndpoint:
@@ -173,7 +173,7 @@ def test_a_sender_that_comes_back_late_changes_nothing(sessions: Sessions) -> No
         [second] = claim(session)
         assert (second.event_id, second.body, second.attempt) == (first.event_id, first.body, 2)
 
-        assert not deliveries.settle(session, first, Sent(500, "late", 9, 1_000))
+        assert not deliveries.settle(session, first, Sending(500, "late", 9, 1_000))
         assert deliveries.settle(session, second, ARRIVED)
         assert not deliveries.settle(session, second, ARRIVED)
 
@@ -192,7 +192,7 @@ def test_an_endpoint_that_fails_for_five_days_is_disabled(sessions: Sessions) ->
         for _ in range(2):
             job_in(session, JobStatus.COMPLETED)
         one, other = claim(session)
-        failed = Sent(500, "It answered 500.", 5, 1_000)
+        failed = Sending(500, "It answered 500.", 5, 1_000)
         deliveries.settle(session, one, failed)
         assert session.get_one(WebhookEndpoint, made.id).failing_since is not None
         deliveries.settle(session, other, ARRIVED)
@@ -240,7 +240,7 @@ def test_the_feed_goes_on_where_nothing_can_be_missed(sessions: Sessions) -> Non
                  "(SELECT min(id) FROM events)")
         )  # fmt: skip
         session.expire_all()
-        page = partial(events.page, session, made.account_id, type=None)
+        page = partial(events.page, session, made.account_id, kind=None)
 
         first, more, safe = page(after=None, limit=2)
         rest, no_more, _ = page(after=first[-1].id, limit=2)
@@ -268,15 +268,15 @@ def test_no_event_is_passed_over_though_clocks_differ(sessions: Sessions) -> Non
         after = None
         for number in range(4):
             record(number)
-            found, more, after = events.page(session, ours, after=after, type=None, limit=9)
+            found, more, after = events.page(session, ours, after=after, kind=None, limit=9)
             assert not more
             seen += [event.id for event in found]
 
         assert seen == names
         theirs = accounts.ensure(session, "theirs").id
-        assert events.page(session, theirs, after=names[0], type=None, limit=9)[0] == []
+        assert events.page(session, theirs, after=names[0], kind=None, limit=9)[0] == []
         session.delete(session.get_one(Event, names[0]))
-        left, _, _ = events.page(session, ours, after=names[0], type=None, limit=9)
+        left, _, _ = events.page(session, ours, after=names[0], kind=None, limit=9)
         assert [event.id for event in left] == names[1:]
 
 

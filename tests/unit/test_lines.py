@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api import lines
-from api.lines import Lines, Report, body_check
+from api.lines import Checker, Report, body_check
 from shared import catalog
 from shared.settings import PACKAGED_CATALOG
 
@@ -36,7 +36,7 @@ def without(name: str, **body: Any) -> bytes:
 
 def report(*pieces: bytes) -> Report:
     """What is said of an input that comes in these pieces."""
-    checked = Lines(body_check(CATALOG, lambda model: None), longest=LONGEST)
+    checked = Checker(body_check(CATALOG, lambda model: None), longest=LONGEST)
     for piece in pieces:
         checked.feed(piece)
     return checked.end()
