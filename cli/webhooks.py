@@ -49,7 +49,7 @@ def create(
     event: Annotated[
         list[str] | None, typer.Option(help="A type it hears of; else most. Repeatable.")
     ] = None,
-    description: Annotated[str, typer.Option(help="What you will know it by.")] = "",
+    name: Annotated[str, typer.Option(help="What you will know it by.")] = "",
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -59,7 +59,7 @@ def create(
 
     Example: `sluice webhooks create https://example.com/hook --event batch.completed`
     """
-    terms = {"url": receiver, "events": event or None, "description": description}
+    terms = {"url": receiver, "event_types": event or None, "name": name}
     made = _post("", url, api_key, home, json=terms)
     _show_secret(made, as_json)
 
@@ -109,7 +109,7 @@ def change(
     event: Annotated[
         list[str] | None, typer.Option(help="A type it hears of, of which there may be several.")
     ] = None,
-    description: Annotated[str | None, typer.Option(help="What you will know it by.")] = None,
+    name: Annotated[str | None, typer.Option(help="What you will know it by.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
     home: Home = DEFAULT_HOME,
@@ -118,8 +118,8 @@ def change(
 
     Example: `sluice webhooks change we_01jd3n6y8t7zs9x5w2v4b1c0ae --event batch.completed`
     """
-    given = {"url": to, "events": event or None, "description": description}
-    terms = {name: value for name, value in given.items() if value is not None}
+    given = {"url": to, "event_types": event or None, "name": name}
+    terms = {field: value for field, value in given.items() if value is not None}
     changed = _post(f"/{endpoint_id}", url, api_key, home, json=terms)
     typer.echo(f"{changed['id']} hears of {_heard(changed)} at {changed['url']}.")
 
@@ -216,11 +216,11 @@ def _show_secret(endpoint: dict[str, Any], as_json: bool) -> None:
         typer.echo(json.dumps(endpoint))
         return
     note(f"{endpoint['id']} for {endpoint['url']}. Its secret is shown only now:")
-    typer.echo(endpoint["secret"])
+    typer.echo(endpoint["signing_secret"])
 
 
 def _heard(endpoint: dict[str, Any]) -> str:
-    return ", ".join(endpoint["events"] or ["all"])
+    return ", ".join(endpoint["event_types"] or ["all"])
 
 
 def _last_answer(attempts: list[dict[str, Any]]) -> str:

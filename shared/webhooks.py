@@ -117,15 +117,20 @@ def _stop_deliveries(session: Session, endpoint_id: str) -> None:
     )
 
 
-def rotate(session: Session, account_id: str, endpoint_id: str) -> tuple[WebhookEndpoint, str]:
-    """Give it a new secret, which is returned; the old one signs as well for `OVERLAP`."""
+def rotate(
+    session: Session, account_id: str, endpoint_id: str, *, keep: bool = True
+) -> tuple[WebhookEndpoint, str]:
+    """Give it a new secret, which is returned; the old one signs as well for `OVERLAP`.
+
+    Without `keep` no old one does any more. Raises `NotFound`.
+    """
     endpoint = find(session, account_id, endpoint_id)
     session.refresh(endpoint, with_for_update=True)
     now = session.execute(select(database_now())).scalar_one()
     until = now + clock.span(OVERLAP)
     secret = signatures.new_secret()
     kept = [{**one, "until": one["until"] or until} for one in endpoint.secrets]
-    valid = [one for one in kept if one["until"] > now]
+    valid = [one for one in kept if keep and one["until"] > now]
     endpoint.secrets = [{"secret": secret, "until": None}, *valid][:MOST_SECRETS]
     session.flush()
     return endpoint, secret

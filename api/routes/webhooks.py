@@ -17,6 +17,7 @@ from api.wire.webhooks import (
     DeliveryPage,
     EndpointChange,
     EndpointCreate,
+    Rotation,
     check_receiver,
     delivery_object,
     endpoint_object,
@@ -29,7 +30,7 @@ router = APIRouter(prefix="/v1/webhook_endpoints", tags=["webhooks"])
 
 @router.post("", status_code=201, openapi_extra=body_of(EndpointCreate))
 async def create(request: Request, front: FrontDep, caller: AuthorizedCaller) -> Response:
-    """Register an endpoint; `secret` in the answer is its only showing."""
+    """Register an endpoint; `signing_secret` in the answer is its only showing."""
     asked = await read_body(EndpointCreate, request)
     check_receiver(asked.url, front.settings.allowed, param="url")
     who = caller.account_id
@@ -71,10 +72,13 @@ async def delete(endpoint_id: str, front: FrontDep, caller: AuthorizedCaller) ->
     return json_response(gone)
 
 
-@router.post("/{endpoint_id}/rotate_secret")
-async def rotate_secret(endpoint_id: str, front: FrontDep, caller: AuthorizedCaller) -> Response:
-    """Make a new secret, shown here only; the old one signs as well for 24 hours."""
-    row, secret = await front.tx(webhooks.rotate, caller.account_id, endpoint_id)
+@router.post("/{endpoint_id}/rotate_secret", openapi_extra=body_of(Rotation))
+async def rotate_secret(
+    endpoint_id: str, request: Request, front: FrontDep, caller: AuthorizedCaller
+) -> Response:
+    """Make a new secret, shown here only; the old one signs as well for 24 hours, if it may."""
+    keep = (await read_body(Rotation, request)).keep_old_secret_active_for_24_hours
+    row, secret = await front.tx(webhooks.rotate, caller.account_id, endpoint_id, keep=keep)
     return json_response(endpoint_object(row, secret=secret))
 
 

@@ -90,25 +90,36 @@ class BatchWebhook(Receiver):
     ]
 
 
+COLUMNS: Final = {"event_types": "events", "name": "description"}
+"""Fields of an endpoint that its row has under another name."""
+
+
 class EndpointChange(Closed):
     """What of an endpoint can be changed; what is absent stays."""
 
     url: WebAddress = ""
-    events: Types | None = None
+    event_types: Types | None = None
     """Null: every type but those that have to be asked for."""
-    description: Annotated[str, StringConstraints(max_length=500), without_nul] = ""
+    name: Annotated[str, StringConstraints(max_length=500), without_nul] = ""
     enabled: bool = True
 
     @property
     def terms(self) -> Terms:
-        """What was sent."""
-        return cast(Terms, self.model_dump(exclude_unset=True))
+        """What was sent, in the words of its row."""
+        sent = self.model_dump(exclude_unset=True)
+        return cast(Terms, {COLUMNS.get(name, name): value for name, value in sent.items()})
 
 
 class EndpointCreate(EndpointChange):
     """A new endpoint."""
 
     url: WebAddress
+
+
+class Rotation(Closed):
+    """What becomes of the old secret."""
+
+    keep_old_secret_active_for_24_hours: bool = True
 
 
 class DeliveryPage(BaseModel):
@@ -142,15 +153,15 @@ def endpoint_object(endpoint: WebhookEndpoint, *, secret: str | None = None) -> 
         "id": endpoint.id,
         "object": "webhook_endpoint",
         "url": endpoint.url,
-        "events": endpoint.events,
-        "description": endpoint.description,
+        "event_types": endpoint.events,
+        "name": endpoint.description,
         "enabled": endpoint.disabled_at is None,
         "disabled_at": clock.seconds(endpoint.disabled_at),
         "disabled_reason": endpoint.disabled_reason,
         "failing_since": clock.seconds(endpoint.failing_since),
         "created_at": clock.seconds(endpoint.created_at),
     }
-    return shown if secret is None else {**shown, "secret": secret}
+    return shown if secret is None else {**shown, "signing_secret": secret}
 
 
 def delivery_object(

@@ -74,7 +74,7 @@ def test_the_end_of_a_job_is_told_and_both_packages_verify_it(
 ) -> None:
     """OpenAI's thin event under Standard Webhooks' headers; whoever changes a byte is found out."""
     path = "/verified/" + service.home.name
-    made = register(http, receiver.url(path), description="ours")
+    made = register(http, receiver.url(path), name="ours")
     told = submit(http, metadata={"team": "blue"})
 
     [sent] = arrived(receiver, path)
@@ -88,12 +88,16 @@ def test_the_end_of_a_job_is_told_and_both_packages_verify_it(
     assert data["usage"]["total_tokens"] > 0
 
     client: openai.OpenAI = service.client()
-    unwrapped: Any = client.webhooks.unwrap(sent.body.decode(), sent.headers, secret=made["secret"])
+    unwrapped: Any = client.webhooks.unwrap(
+        sent.body.decode(), sent.headers, secret=made["signing_secret"]
+    )
     assert unwrapped.type == "chat.completion.completed"
     assert unwrapped.data.id == told
-    assert Webhook(made["secret"]).verify(sent.body, dict(sent.headers)) == event
+    assert Webhook(made["signing_secret"]).verify(sent.body, dict(sent.headers)) == event
     with pytest.raises(WebhookVerificationError):
-        Webhook(made["secret"]).verify(sent.body.replace(b"blue", b"red "), dict(sent.headers))
+        Webhook(made["signing_secret"]).verify(
+            sent.body.replace(b"blue", b"red "), dict(sent.headers)
+        )
 
     listed = http.get("/v1/events").json()
     assert [one["id"] for one in listed["data"]] == [sent.id]
@@ -231,12 +235,14 @@ def test_a_new_secret_signs_beside_the_old_one(
 ) -> None:
     """Whoever has either verifies; the secrets are shown when they are made, and never again."""
     path = "/rotated/" + service.home.name
-    made = register(http, receiver.url(path), events=["chat.completion.failed"])
+    made = register(http, receiver.url(path), event_types=["chat.completion.failed"])
     where = f"/v1/webhook_endpoints/{made['id']}"
-    fresh = http.post(f"{where}/rotate_secret").json()["secret"]
-    assert fresh != made["secret"]
-    assert "secret" not in http.get(where).json()
-    assert all("secret" not in one for one in http.get("/v1/webhook_endpoints").json()["data"])
+    fresh = http.post(f"{where}/rotate_secret").json()["signing_secret"]
+    assert fresh != made["signing_secret"]
+    assert "signing_secret" not in http.get(where).json()
+    assert all(
+        "signing_secret" not in one for one in http.get("/v1/webhook_endpoints").json()["data"]
+    )
 
     submit(http)  # which it did not ask for
     http.post(f"{where}/test")
@@ -244,7 +250,7 @@ def test_a_new_secret_signs_beside_the_old_one(
     [sent] = arrived(receiver, path)
     assert sent.event["type"] == "webhook.test"
     assert len(sent.headers["webhook-signature"].split()) == 2
-    for secret in (made["secret"], fresh):
+    for secret in (made["signing_secret"], fresh):
         Webhook(secret).verify(sent.body, dict(sent.headers))
     http.delete(where)
 
@@ -285,6 +291,30 @@ def test_a_secret_that_cannot_sign_is_refused_and_not_repeated(http: httpx.Clien
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, "webhook.secret")
     assert "dG9v" not in error["message"]
+
+
+def test_the_sdk_registers_and_changes_endpoints(service: Stack, receiver: Receiver) -> None:
+    """In its own words; a secret that was not kept signs no more."""
+    path, webhooks = "/sdk/" + service.home.name, service.client(service.mint("sdk")).webhooks
+    made = webhooks.create(name="ours", url=receiver.url(path), event_types=["batch.completed"])
+    assert (made.object, made.name, made.event_types) == (
+        "webhook_endpoint", "ours", ["batch.completed"],
+    )  # fmt: skip
+    changed = webhooks.update(made.id, name="mine", event_types=["batch.failed"])
+    assert (changed.name, changed.event_types, changed.url) == (
+        "mine", ["batch.failed"], made.url,
+    )  # fmt: skip
+    assert webhooks.retrieve(made.id) == changed
+    assert [each.id for each in webhooks.list(limit=5)] == [made.id]
+
+    fresh = webhooks.rotate_secret(made.id, keep_old_secret_active_for_24_hours=False)
+    webhooks.test(made.id, event_type="batch.failed")
+    [sent] = arrived(receiver, path)
+    webhooks.verify_signature(sent.body, sent.headers, secret=fresh.signing_secret)
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        webhooks.verify_signature(sent.body, sent.headers, secret=made.signing_secret)
+    assert webhooks.delete(made.id).deleted
+    assert list(webhooks.list()) == []
 
 
 def test_nobody_sees_anothers_endpoints(
@@ -367,7 +397,7 @@ def test_all_of_it_can_be_done_from_a_terminal(service: Stack, receiver: Receive
 
     secret = sluice("create", receiver.url(path), "--event", "chat.completion.failed")
     [listed] = json.loads(sluice("list", "--json"))["data"]
-    assert listed["events"] == ["chat.completion.failed"]
+    assert listed["event_types"] == ["chat.completion.failed"]
     fresh = sluice("rotate", listed["id"])
     sluice("test", listed["id"])
     [sent] = arrived(receiver, path)
@@ -381,9 +411,9 @@ def test_all_of_it_can_be_done_from_a_terminal(service: Stack, receiver: Receive
     assert "disabled" in sluice("disable", listed["id"])
     assert "It was disabled by its owner." in sluice("list")
     sluice("enable", listed["id"])
-    sluice("change", listed["id"], "--event", "batch.completed", "--description", "ours")
+    sluice("change", listed["id"], "--event", "batch.completed", "--name", "ours")
     [changed] = json.loads(sluice("list", "--json"))["data"]
-    assert (changed["events"], changed["description"]) == (["batch.completed"], "ours")
+    assert (changed["event_types"], changed["name"]) == (["batch.completed"], "ours")
     assert (changed["enabled"], changed["url"]) == (True, listed["url"])
     sluice("delete", listed["id"])
     assert sluice("list") == ""
