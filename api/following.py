@@ -64,7 +64,7 @@ class Follower:
                     silent, look_at = 0.0, QUIET
                     found = self._fresh(messages, bell)
                     if bell.missed:
-                        found += await self._from_log(bell)
+                        found += await self._look(bell)
                     continue
                 silent, found = silent + quiet, []
                 if silent >= look_at:
@@ -107,7 +107,7 @@ class Follower:
         return found
 
     async def _look(self, bell: Bell) -> list[Entry]:
-        """After a quiet while: is there more in the log, or has the job ended unheard?"""
+        """Is there more in the log, or has the job ended unheard, or without a log?"""
         return await self._from_log(bell) or await self._rest()
 
     async def _rest(self) -> list[Entry]:

@@ -22,16 +22,26 @@ async def announce(tx: Transactions, redis: Redis, job: Job) -> None:
     """
     try:
         if job.status in TERMINAL:
-            async with streams.promptly():
-                seq = await streams.close(redis, job.id, job.attempt, job.status, job.error)
-            await buckets.put_right(redis, job)
-            if seq > job.last_seq:
-                await tx(_number, job.id, seq)
+            await (_close(tx, redis, job) if job.batch_id is None else _ring(redis, job))
         elif job.worker_id is not None:
             async with streams.promptly():
                 await redis.publish(streams.control_channel(job.worker_id), job.id)
     except (RedisError, OSError, Unavailable) as error:
         log.warning("end_not_announced", job_id=job.id, error=str(error))
+
+
+async def _close(tx: Transactions, redis: Redis, job: Job) -> None:
+    async with streams.promptly():
+        seq = await streams.close(redis, job.id, job.attempt, job.status, job.error)
+    await buckets.put_right(redis, job)
+    if seq > job.last_seq:
+        await tx(_number, job.id, seq)
+
+
+async def _ring(redis: Redis, job: Job) -> None:
+    """Lines of batches have no log."""
+    async with streams.promptly():
+        await streams.ring_end(redis, job.id, job.attempt, job.status, job.error)
 
 
 def _number(session: Session, job_id: str, seq: int) -> None:

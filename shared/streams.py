@@ -140,6 +140,11 @@ def control_channel(worker_id: str) -> str:
     return f"sluice:{worker_id}:control"
 
 
+def message(where: bytes, payload: bytes) -> bytes:
+    """What the bell says of an entry with this id."""
+    return b"%b %b" % (where, payload)
+
+
 def parse_message(data: bytes) -> Entry:
     """An entry as the bell announces it: `<attempt>-<seq> <payload>`."""
     where, _, payload = data.partition(b" ")
@@ -188,6 +193,15 @@ async def close(
     """End the log of a job that no worker holds; the end's seq, or -1 when it has one already."""
     payload = end_payload(status, error=error)
     return await mark(redis, job_id, attempt, payload, otherwise=1, ttl_ms=ENDED_TTL_MS)
+
+
+async def ring_end(
+    redis: Redis, job_id: str, attempt: int, status: str, error: Mapping[str, Any] | None
+) -> None:
+    """Tell of the end of a job that has no log; whoever hears it reads the archive."""
+    where = b"%d-%d" % (attempt, attempt * ATTEMPT_STRIDE + 1)
+    payload = end_payload(status, error=error)
+    await redis.publish(log_name(job_id), message(where, payload))
 
 
 def promptly() -> asyncio.Timeout:

@@ -179,18 +179,10 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
     request = orjson.loads(running.claim.request)
     if job.cancel_requested_at is not None:
         return Cancelled()
-    every = 0.0 if job.stream else UNREAD_EVERY
-    try:
-        if job.attempt > 1 and running.read_live and (said := await _said_before(bench, running)):
-            lost = WorkerLost("The worker was lost after it had begun to answer.")
-            return Failed(Fault.of(lost), said)
-        running.log = await bench.publisher.open(job.id, job.attempt, every=every)
-    except (RedisError, OSError) as error:
-        log.warning("redis_away", error=str(error))
-        return HandedBack(after=WITHOUT_REDIS)
-    if running.log is None:  # the row was put back to an older attempt: catch up with the log
-        return HandedBack()
-    running.log.on_fenced = partial(running.stop, "fenced")
+    if job.batch_id is not None:
+        running.log = bench.publisher.unread(job.id, job.attempt)
+    elif (ended := await _open_log(bench, running)) is not None:
+        return ended
     # A reload puts others in their place.
     upstreams, entries = bench.upstreams, bench.catalog.upstreams
     model = await _choose(bench, running, request, upstreams)
@@ -214,6 +206,24 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
             await bench.publisher.room()
     running.publish()
     return Completed(running.said(billed=True))
+
+
+async def _open_log(bench: Bench, running: Running) -> Outcome | None:
+    """Begin the attempt's log; how the attempt ends when it cannot be begun."""
+    job = running.claim.job
+    every = 0.0 if job.stream else UNREAD_EVERY
+    try:
+        if job.attempt > 1 and running.read_live and (said := await _said_before(bench, running)):
+            lost = WorkerLost("The worker was lost after it had begun to answer.")
+            return Failed(Fault.of(lost), said)
+        opened = await bench.publisher.open(job.id, job.attempt, every=every)
+    except (RedisError, OSError) as error:
+        log.warning("redis_away", error=str(error))
+        return HandedBack(after=WITHOUT_REDIS)
+    if opened is None:  # the row was put back to an older attempt: catch up with the log
+        return HandedBack()
+    running.log, opened.on_fenced = opened, partial(running.stop, "fenced")
+    return None
 
 
 async def _choose(

@@ -130,6 +130,33 @@ class JobLog:
         return b"%d-%d" % (self._attempt, seq)
 
 
+class Unread:
+    """The log of an attempt that nobody follows word by word: Redis hears of nothing but its end.
+
+    Its numbers are those that a log lost with Redis would have.
+    """
+
+    def __init__(self, publisher: "Publisher", job_id: str, attempt: int) -> None:
+        self.first_seq = (attempt - 1) * streams.ATTEMPT_STRIDE + 1
+        self.lines: list[bytes] = []
+        """Every delta of the attempt, for the archive."""
+        self._publisher = publisher
+        self._job_id = job_id
+        self._attempt = attempt
+
+    def append(self, lines: list[bytes], _: int) -> None:
+        """Keep these deltas."""
+        self.lines += lines
+
+    async def close(self, payload: bytes) -> None:
+        """Tell whoever waits of the end, sooner or later; whoever misses it looks at the row."""
+        where = b"%d-%d" % (self._attempt, self.first_seq + len(self.lines))
+        self._publisher.ring(streams.log_name(self._job_id), streams.message(where, payload))
+
+    def drop(self) -> None:
+        """Nothing of it is on its way."""
+
+
 class Publisher:
     """One task, one connection, all jobs of the process."""
 
@@ -139,6 +166,8 @@ class Publisher:
         self._redis = redis
         self._bound = bound
         self._ready: dict[JobLog, None] = {}
+        self._rings: list[tuple[str, bytes]] = []
+        """Channels, and what is said there to whoever listens."""
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -176,6 +205,15 @@ class Publisher:
         )
         return JobLog(self, job_id, attempt, seq=seq, every=every) if seq >= 0 else None
 
+    def unread(self, job_id: str, attempt: int) -> Unread:
+        """An attempt's log that stays in this process."""
+        return Unread(self, job_id, attempt)
+
+    def ring(self, channel: str, message: bytes) -> None:
+        """Say this to whoever listens there; it is lost when Redis is away."""
+        self._rings.append((channel, message))
+        self._work.set()
+
     def hold(self, size: int) -> None:
         """So many bytes more, or fewer, wait for Redis."""
         self.held += size
@@ -202,6 +240,7 @@ class Publisher:
                 if not self._away:
                     log.warning("redis_away", waiting_bytes=self.held, error=repr(error))
                 self._away = True
+                self._rings.clear()
                 await asyncio.sleep(self._pause)
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
 
@@ -226,7 +265,9 @@ class Publisher:
         batch = {job_log: list(job_log.take(now)) for job_log in self._ready}
         ttl = str(streams.RUNNING_TTL_MS)
         ended = str(streams.ENDED_TTL_MS)
-        commands = [
+        rings, self._rings = self._rings, []
+        commands: list[tuple[str | bytes, ...]] = [("PUBLISH", *ring) for ring in rings]
+        commands += [
             (
                 *("EVALSHA", self._sha, "1", job_log.key, where, payload),
                 ended if payload.startswith(streams.END) else ttl,
@@ -238,11 +279,13 @@ class Publisher:
             await connection.send_packed_command(
                 connection.pack_commands(commands), check_health=False
             )
+        for _ in rings:
+            await connection.read_response(disable_decoding=True)
         for job_log, entries in batch.items():
             # Any error reply (a script unknown to a new server, a replica) ends the connection:
             # what was not answered is sent again on the next.
             answers = [await connection.read_response(disable_decoding=True) for _ in entries]
             del self._ready[job_log]
             job_log.sent(answers)
-        if not self._ready:
+        if not self._ready and not self._rings:
             self._work.clear()

@@ -15,7 +15,7 @@ from shared.chat import Transcript
 from shared.leases import Claim
 from shared.outcomes import Outcome, Said
 from shared.prices import NANO, Prices
-from workers.publisher import JobLog
+from workers.publisher import JobLog, Unread
 from workers.targets import Target
 from workers.upstreams.protocol import Delta
 
@@ -30,7 +30,7 @@ class Running:
     transcript: Transcript = field(default_factory=Transcript)
     task: "asyncio.Task[Outcome] | None" = None
     why: Why | None = None
-    log: JobLog | None = None
+    log: JobLog | Unread | None = None
     targets: Sequence[Target] = ()
     """The models that may answer from here on, of those whose upstreams can be called."""
     called: int = 0

@@ -13,7 +13,7 @@ from sqlmodel import Session
 
 from api.following import FROM_START, Follower
 from api.hub import BUFFER, Hub
-from shared import connections, db, jobs, keys, leases, streams
+from shared import connections, db, endings, jobs, keys, leases, streams
 from shared.errors import Fault, StreamExpired
 from shared.jobs import Submission
 from shared.outcomes import Completed, Retry, Said
@@ -21,7 +21,7 @@ from shared.streams import DELTAS, END, RETRYING, Entry
 from shared.tables import Job, JobContent
 from tests.factories import taken
 from tests.valkey import Valkey
-from workers.publisher import JobLog, Publisher
+from workers.publisher import JobLog, Publisher, Unread
 
 BOUND = 1_000_000
 SOON = timedelta(0)
@@ -62,7 +62,7 @@ class Desk:
             while not self.hub.readers:
                 await asyncio.sleep(0.01)
 
-    async def finish(self, job_log: JobLog, *, announce: bool = True) -> Job:
+    async def finish(self, job_log: JobLog | Unread, *, announce: bool = True) -> Job:
         """Settle the job with what its log holds, and say so."""
         said = Said(
             response=b"{}",
@@ -151,6 +151,45 @@ async def test_a_reader_gets_exactly_what_comes_after_its_cursor(desk: Desk, aft
     assert numbers(await reading) == rest
     await desk.redis.flushall()
     assert numbers(await read(desk.follower(after, job))) == rest
+
+
+async def test_a_line_is_read_when_it_has_ended(desk: Desk) -> None:
+    """It has no log: the bell rings once, and the reader, who would wait for ever, is sent on."""
+    job = desk.claim.job
+    job_log = desk.publisher.unread(job.id, job.attempt)
+
+    async def read_patiently() -> list[Entry]:
+        parts = [part async for part in desk.follower().entries(quiet=3600)]
+        return [entry for part in parts for entry in part]
+
+    reading = asyncio.create_task(read_patiently())
+    await desk.listened_to()
+    for number in (1, 2):
+        job_log.append([delta(number)], number)
+    await desk.finish(job_log)
+
+    async with asyncio.timeout(10):
+        assert numbers(await reading) == [1, 2]
+    assert await desk.redis.keys("*") == []
+
+
+async def test_a_line_that_ends_in_no_workers_hands_is_told(desk: Desk) -> None:
+    """Without a trace in Redis either."""
+    line = Submission(
+        account_id=desk.claim.job.account_id,
+        request_id="req",
+        model="m",
+        body=b"{}",
+        batch_id="batch_1",
+    )
+    job = await desk.tx(jobs.submit, line)
+    reading = asyncio.create_task(read(desk.follower(job=job)))
+    await desk.listened_to()
+    ended = await desk.tx(jobs.cancel, job.account_id, job.id)
+    await endings.announce(desk.tx, desk.redis, ended)
+
+    assert [entry.fields["status"] for entry in await reading] == ["cancelled"]
+    assert await desk.redis.keys("*") == []
 
 
 async def test_dropped_connections_leave_no_gap(desk: Desk) -> None:
