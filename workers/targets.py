@@ -80,6 +80,9 @@ class Breakers:
         self._redis = redis
         self._known: dict[str, tuple[breakers.Answer, float]] = {}
         self._answered: dict[str, int] = {}
+        """Calls that went well, of which nobody has been told yet."""
+        self._telling: set[str] = set()
+        """Models of which a call that went well is being told: others that do can wait."""
 
     async def first(self, targets: Sequence[Target]) -> int:
         """The index of the first that may be called; the last may always be."""
@@ -103,14 +106,21 @@ class Breakers:
             return
         known = self._fresh(name)
         answered = self._answered.pop(name, 0) + (not verdict.failed)
-        if known is not None and known.clean and not verdict.failed:
+        clean = name in self._telling or (known is not None and known.clean)
+        if clean and not verdict.failed:
             self._answered[name] = answered
             return
         self._known.pop(name, None)
         failed, pause = verdict
-        if await breakers.report(
-            self._redis, name, answered=answered, failed=failed, age=age, pause=pause
-        ):
+        telling = set() if failed else {name}
+        self._telling |= telling
+        try:
+            clean = await breakers.report(
+                self._redis, name, answered=answered, failed=failed, age=age, pause=pause
+            )
+        finally:
+            self._telling -= telling
+        if clean:
             self._keep(name, breakers.CLEAN, FRESH)
 
     def _fresh(self, name: str) -> breakers.Answer | None:

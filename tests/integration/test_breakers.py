@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from shared import breakers, connections
 from shared.catalog import Model
-from shared.errors import UpstreamOverloaded
+from shared.errors import UpstreamOverloaded, UpstreamTimeout
 from tests.valkey import Valkey
 from workers.targets import Breakers, Target
 
@@ -66,6 +66,20 @@ async def test_what_nobody_has_called_is_closed(redis: Redis) -> None:
     """And clean."""
     assert await breakers.states(redis, ["m", "n"]) == {"m": "closed", "n": "closed"}
     assert await breakers.ask(redis, NAME) == breakers.CLEAN
+
+
+async def test_calls_that_go_well_together_are_told_once(redis: Redis) -> None:
+    """The others are counted, and told with the next."""
+    ours = Breakers(redis)
+    well = [ours.heard(NAME, None, age=timedelta()) for _ in range(20)]
+    await asyncio.gather(*well)
+    told = (await redis.info("commandstats"))["cmdstat_eval"]["calls"]
+    await ours.heard(NAME, UpstreamTimeout("Too slow."), age=timedelta())
+
+    assert told == 1
+    [key] = await redis.keys("sluice:breaker:*")
+    [[_, calls, failed]] = orjson.loads(await redis.get(key) or b"")["calls"]
+    assert (calls, failed) == (21, 1)
 
 
 async def test_three_failures_in_a_row_open_it(redis: Redis) -> None:
