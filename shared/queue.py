@@ -1,4 +1,4 @@
-"""The broker: Celery on Redis, and the hints that tell workers which job to look at."""
+"""The broker: Celery on Redis, and the hints that tell workers which jobs to look at."""
 
 import logging
 import ssl
@@ -31,6 +31,9 @@ ROUND: Final = 1_000
 """Hints that share one round trip."""
 PAGE: Final = 500
 """Hints that are read from a queue at once: half a megabyte, and milliseconds of a loop's time."""
+
+Hint = tuple[Lane, Sequence[str]]
+"""A message: which jobs to look at."""
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +112,7 @@ async def waiting(redis: Redis, lane: Lane) -> set[str]:
         start += len(page)
         for message in page:
             with suppress(ValueError):
-                found.update(map(str, messages.arguments(message)[:1]))
+                found.update(map(str, messages.arguments(message)))
     return found
 
 
@@ -129,7 +132,7 @@ class Hints:
     ) -> None:
         self._app = app
         self._on_lost = on_lost
-        self._waiting: Queue[tuple[Lane, Sequence[str]] | None] = Queue(capacity)
+        self._waiting: Queue[tuple[Lane, Sequence[str], int] | None] = Queue(capacity)
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._away = False
@@ -137,14 +140,15 @@ class Hints:
         self._thread = Thread(target=self._run, name="hints", daemon=True)
         self._thread.start()
 
-    def send(self, lane: Lane, job_ids: Sequence[str]) -> None:
-        """Hint these jobs soon; returns at once and never raises, from any thread.
+    def send(self, lane: Lane, job_ids: Sequence[str], *, together: int = 1) -> None:
+        """Hint these jobs soon, so many `together` in a message; returns at once and never raises,
+        from any thread.
 
         When `capacity` calls wait already the hints are dropped: the sweep finds those jobs by
         the age of their hint.
         """
         try:
-            self._waiting.put_nowait((lane, job_ids))
+            self._waiting.put_nowait((lane, job_ids, together))
         except Full:
             log.warning("hints dropped, too many wait for Redis: %d", len(job_ids))
 
@@ -162,13 +166,14 @@ class Hints:
                 self._deliver(hints)
         self._disconnect()
 
-    def _gather(self) -> list[tuple[Lane, str]]:
+    def _gather(self) -> list[Hint]:
         """Wait for the next hints and take what waits behind them, about a round."""
-        hints: list[tuple[Lane, str]] = []
+        hints: list[Hint] = []
         entry = self._waiting.get()
         while entry is not None:
-            lane, job_ids = entry
-            hints.extend((lane, job_id) for job_id in job_ids)
+            lane, job_ids, together = entry
+            starts = range(0, len(job_ids), together)
+            hints.extend((lane, job_ids[start : start + together]) for start in starts)
             if len(hints) >= ROUND:
                 return hints
             try:
@@ -178,7 +183,7 @@ class Hints:
         self._closed = True
         return hints
 
-    def _deliver(self, hints: list[tuple[Lane, str]]) -> None:
+    def _deliver(self, hints: list[Hint]) -> None:
         # A connection that idled may be dead without anybody knowing, and a hint may be sent
         # twice: so a fresh connection gets a second try, unless Redis is known to be away.
         for last in (True,) if self._away else (False, True):
@@ -194,17 +199,17 @@ class Hints:
                 self._away = False
                 return
 
-    def _publish(self, hints: list[tuple[Lane, str]]) -> None:
+    def _publish(self, hints: list[Hint]) -> None:
         producer = self._producer or self._open()
         amqp = self._app.amqp
         with producer.batch(ROUND):  # type: ignore[no-untyped-call]
-            for lane, job_id in hints:
+            for lane, job_ids in hints:
                 message = amqp.create_task_message(
                     uuid(),
                     RUN_JOB,
-                    [job_id],
+                    list(job_ids),
                     {},
-                    argsrepr=f"[{job_id!r}]",
+                    argsrepr=repr(list(job_ids)),
                     kwargsrepr="{}",
                     ignore_result=True,
                 )
@@ -226,12 +231,12 @@ class Hints:
             except Exception:  # it was broken: that is why it is closed
                 log.debug("closing a broken connection", exc_info=True)
 
-    def _lose(self, hints: list[tuple[Lane, str]], error: Exception) -> None:
+    def _lose(self, hints: list[Hint], error: Exception) -> None:
         if not self._away:
             log.warning("Redis is away, hints are lost until it is back: %r", error)
         self._away = True
         try:
-            self._on_lost([job_id for _, job_id in hints])
+            self._on_lost([job_id for _, job_ids in hints for job_id in job_ids])
         except Exception:
             log.exception("could not note lost hints")
 

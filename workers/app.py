@@ -12,7 +12,7 @@ from celery.exceptions import SecurityWarning
 
 from shared import file_retention, ids, queue, retention
 from shared import log as logs
-from workers import attempts, bench
+from workers import bench, rounds
 from workers.pool import run_worker
 from workers.settings import WorkerSettings
 
@@ -44,8 +44,8 @@ def create_worker(settings: WorkerSettings) -> Celery:
             opened[0].reload()
 
     @app.task(name=queue.RUN_JOB, shared=False)
-    async def run_job(job_id: str) -> None:
-        await attempts.run(opened[0], job_id)
+    async def run_job(*job_ids: str) -> None:
+        await rounds.run(opened[0], job_ids, app.spare)
 
     @app.task(name=queue.PRUNE, shared=False)
     async def prune() -> None:

@@ -48,12 +48,18 @@ FALL_BACK_WITHIN = 60.0
 """Seconds after the hint in which another model may begin: a task has time for one long try."""
 
 
-async def run(bench: Bench, job_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+async def run(
+    bench: Bench,
+    job_id: str,
+    *,
+    since: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Try a job once at each model that it falls back to, by a `clock` of seconds. Quiet when
-    another worker holds it, or it is cancelled or over."""
+    another worker holds it, or it is cancelled or over. `since`: when its hint came."""
     if job_id in bench.hands:
         return
-    began, again = clock(), True
+    began, again = clock() if since is None else since, True
     with bench.hands.holding(job_id):
         while again:
             worker_id = bench.heartbeat.worker_id

@@ -16,7 +16,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared import background, clock, feeding, hints, sources, streams
+from shared import background, clock, feeding, hints, leases, sources, streams
 from shared.catalog import Catalog
 from shared.db import Transactions
 from shared.errors import ModelNotFound, Unavailable
@@ -38,6 +38,8 @@ AT_ONCE: Final = 500
 """Jobs that one transaction lets in at most."""
 SHORT_FOR: Final = 2.0
 """Seconds for which a batch that could not be paid for waits."""
+TOGETHER: Final = 16
+"""Lines that share a hint at most. To fetch one takes a worker longer than to claim ten jobs."""
 OVERFLOWS_FOR: Final = 3
 """Seconds for which word of an overflow counts; it is repeated as long as it lasts."""
 
@@ -132,9 +134,16 @@ class Feeder:
 
     async def _let_in(self, lane: Lane, leader: str, job_ids: Sequence[str]) -> None:
         done = await self._tx.alone(feeding.let_in, leader, job_ids, after_ms=self._hint_ttl)
-        self._hints.send(lane, done.hinted)
+        together = await self._together(len(done.hinted)) if lane == Lane.BATCH else 1
+        self._hints.send(lane, done.hinted, together=together)
         for batch in done.short:
             self._short[batch] = time.monotonic() + SHORT_FOR
+
+    async def _together(self, many: int) -> int:
+        """How many share a hint: the more there is room for at once, the faster lines end. Few
+        enough that each worker gets some."""
+        workers = len(await self._tx.read(leases.alive))
+        return max(1, min(TOGETHER, many // max(1, 2 * workers)))
 
     async def _tell(self, lane: Lane, overflows: bool) -> None:
         """Keep the front from overtaking those who wait here."""

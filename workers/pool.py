@@ -10,7 +10,8 @@ of Celery's own code runs in its own thread and in order.
 per thread, so they have no `self.request`, no retry, no signals. Plain `def` tasks keep the tracer
 and run in a thread. The app may have three attributes: `lifespan()`, an async context manager that
 lives as long as the loop, `async def drain()`, which lets go of the work when the worker stops, and
-`reload()`, which the loop calls on SIGHUP; Celery's own answer to that is to start over.
+`reload()`, which the loop calls on SIGHUP; Celery's own answer to that is to start over. It gets
+one: `spare()`, an async context manager that lends a task a second slot if one is free.
 """
 
 import asyncio
@@ -18,8 +19,8 @@ import inspect
 import itertools
 import logging
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -97,6 +98,9 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
         self._thread = Thread(target=self._run_loop, name="event-loop", daemon=True)
         self._main: asyncio.Task[None] | None = None
         self._slots = asyncio.Semaphore(self.limit)
+        self._lent = 0
+        """Slots that tasks have taken beside their own."""
+        self.app.spare = self.spare
         self._started = Event()
         self._stop = asyncio.Event()
         self.failure: BaseException | None = None
@@ -155,6 +159,11 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Cancel the call of this number, once, if it is still there."""
         self._tell_loop(self._cancel, pid)
+
+    @property
+    def num_processes(self) -> int:
+        """How many tasks there may be: Celery fetches a message only when there are fewer."""
+        return self.limit - self._lent
 
     def on_stop(self) -> None:
         """Drain, cancel what is left, leave the lifespan, delivering callbacks all the while.
@@ -225,6 +234,21 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
             log.exception("a callback of Celery's failed")
 
     # The loop's thread.
+
+    @asynccontextmanager
+    async def spare(self) -> AsyncIterator[bool]:
+        """Another slot for a task that has work for it, if one is free at this moment."""
+        if self._slots.locked():
+            yield False
+            return
+        async with self._slots:
+            self._lent += 1
+            try:
+                yield True
+            finally:
+                self._lent -= 1
+                if self._slots.locked():  # then the hub fetches nothing until it is told
+                    self._post(lambda: None)
 
     def _run_loop(self) -> None:
         try:

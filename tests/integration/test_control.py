@@ -6,7 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from pydantic import SecretStr
@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlmodel import Session
 
-from shared import connections, db, jobs, keys, leadership, leases, queue, streams
+from shared import connections, db, jobs, keys, leadership, leases, messages, queue, streams
 from shared.feeding import ROLE
 from shared.jobs import Submission
 from shared.lifecycle import JobStatus, Lane
@@ -65,9 +65,10 @@ class Room:
         return await self.tx(jobs.submit_all, new)
 
     async def hints(self, lane: Lane = Lane.INTERACTIVE) -> int:
-        """How many the broker holds; -1 while it is away."""
+        """How many jobs the broker's messages name; -1 while it is away."""
         try:
-            return int(await self.redis.llen(queue.queue_key(lane.value)))
+            waiting: Any = self.redis.lrange(queue.queue_key(lane.value), 0, -1)
+            return sum(len(messages.arguments(message)) for message in await waiting)
         except RedisError:
             return -1
 

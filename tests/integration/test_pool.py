@@ -161,6 +161,23 @@ def test_no_more_calls_run_than_the_limit_says() -> None:
     assert max(seen) == 3
 
 
+def test_a_task_may_have_a_second_slot_if_one_is_free() -> None:
+    """Celery then fetches one message fewer, until it is given back."""
+    with running_pool(limit=2) as bench:
+        seen: list[tuple[bool, bool, int]] = []
+
+        async def greedy() -> None:
+            async with bench.app.spare() as one, bench.app.spare() as another:
+                seen.append((one, another, bench.pool.num_processes))
+
+        assert bench.pool.num_processes == 2
+        bench.call("a", greedy)
+        bench.finish("a")
+
+        assert seen == [(True, False, 1)]
+        assert bench.pool.num_processes == 2
+
+
 def test_a_callback_that_fails_takes_nothing_with_it() -> None:
     """An exception that left the pool would end the worker."""
     with running_pool() as bench:

@@ -72,6 +72,18 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         yield bench
 
 
+async def test_several_jobs_may_share_a_hint(bench: Bench) -> None:
+    """Whoever looks which hints are in the queue finds each of them."""
+    bench.hints.send(Lane.BATCH, ["a", "b", "c"], together=2)
+    key = queue.queue_key(Lane.BATCH)
+    eventually(lambda: len(bench.messages(key)) == 2)
+
+    assert [said(message)[0] for message in bench.messages(key)] == [["a", "b"], ["c"]]
+    redis = connections.open_redis(bench.server.url)
+    assert await queue.waiting(redis, Lane.BATCH) == {"a", "b", "c"}
+    await redis.aclose()
+
+
 def test_a_hint_is_the_message_celery_itself_would_send(bench: Bench) -> None:
     """Field by field, but for the ids and who sent it; and it says nothing but the job's id."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -122,12 +123,14 @@ class Desk:
 
     async def hints(self, lane: Lane = Lane.INTERACTIVE) -> Counter[str]:
         """How often each job's hint is in the queue."""
-        return Counter(map(named, await self.messages(lane)))
+        return Counter(job for message in await self.messages(lane) for job in named(message))
 
 
-def named(message: bytes) -> str:
-    """The job whose hint this is."""
-    return str(json.loads(message)["headers"]["argsrepr"]) if message.startswith(b"{") else "none"
+def named(message: bytes) -> list[str]:
+    """The jobs whose hint this is."""
+    if not message.startswith(b"{"):
+        return ["none"]
+    return re.findall(r"'(\w+)'", json.loads(message)["headers"]["argsrepr"])
 
 
 @pytest.fixture
@@ -164,11 +167,13 @@ async def test_no_lost_hint_starves_behind_a_backlog(sessions: Sessions, desk: D
         for message in lost:
             assert await cast(Any, desk.redis.lrem(key, 1, message)) == 1  # type: ignore[arg-type]
         await cast(Any, desk.redis.rpush(key, *twice, b"garbage"))
-        while not (hints := await desk.hints()).keys() >= set(map(named, lost)):
+        while not (hints := await desk.hints()).keys() >= {job for (job,) in map(named, lost)}:
             await asyncio.sleep(0.05)
 
     # No other was sent again, and the backlog stays where it is.
-    assert {job for job, times in hints.items() if times > 1} == set(map(named, twice))
+    assert {job for job, times in hints.items() if times > 1} == {
+        job for (job,) in map(named, twice)
+    }
     assert desk.deepest <= WIDER
 
 
@@ -187,6 +192,21 @@ async def test_an_emptied_broker_is_filled_again(sessions: Sessions, desk: Desk)
     assert after == before
     assert set(after.values()) == {1}
     assert desk.deepest == WINDOW
+
+
+async def test_lines_share_hints(sessions: Sessions, desk: Desk) -> None:
+    """Sixteen at most, and fewer when there are workers to share them."""
+    with sessions() as session:
+        for _ in range(2):
+            leases.register(session, pid=1, slots=45, models=["test"])
+        multiply(session, submitted(session, hinted=False, lane=Lane.BATCH), 39)
+    desk.start()
+    async with asyncio.timeout(30):
+        while (await desk.hints(Lane.BATCH)).total() < 40:
+            await asyncio.sleep(0.05)
+
+    sizes = [len(named(message)) for message in await desk.messages(Lane.BATCH)]
+    assert sizes == [10] * 4
 
 
 async def test_lost_batch_hints_are_sent_again(sessions: Sessions, desk: Desk) -> None:
