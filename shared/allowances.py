@@ -1,5 +1,6 @@
 """What a key of an account may spend by itself, in a day, in a month or in its whole life."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Final
@@ -50,6 +51,12 @@ def left(session: Session, key_id: str | None) -> int | None:
         return None
     since, _ = period(key.credit_period, session.execute(select(database_now())).scalar_one())
     return max(0, (key.credit_limit or 0) - (key.spent if key.spent_since >= since else 0))
+
+
+def give_back_all(session: Session, given: Sequence[tuple[str, str, int]]) -> None:
+    """The same as `give_back` for many: by key and job, how many nano-credits."""
+    if named := [{"key": key_id, "job": job_id, "nano": nano} for key_id, job_id, nano in given]:
+        session.connection().execute(_given_back(session.get_bind().dialect.name), named)
 
 
 def give_back(session: Session, job: Job, nano: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
@@ -29,6 +30,7 @@ log = structlog.get_logger()
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 GROUP_LIMIT = 256
 """Calls that share one transaction, at most."""
@@ -75,6 +77,9 @@ class _Call:
     account_id: str = ""
     alone: bool = False
     """In a transaction of its own."""
+    many: Callable[[Session, list[Any]], list[Any]] | None = None
+    """What does this and others of its kind at once, given the items of all."""
+    item: Any = None
     made_at: float = field(default_factory=time.monotonic)
     under_way: bool = False
     """In a transaction; before that, a call can be refused for certain."""
@@ -119,9 +124,7 @@ class Transactions:
         A group's calls take their accounts in order, as those of every other process do: two that
         took them crosswise would wait for each other.
         """
-        return await self._answered(
-            account_id, False, lambda session: work(session, *args, **kwargs)
-        )
+        return await self._answered(lambda session: work(session, *args, **kwargs), account_id)
 
     async def alone(
         self, work: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
@@ -130,12 +133,24 @@ class Transactions:
 
         It shares its transaction with nobody, whose accounts might come before.
         """
-        return await self._answered("", True, lambda session: work(session, *args, **kwargs))
+        return await self._answered(lambda session: work(session, *args, **kwargs), alone=True)
 
-    async def _answered(self, account_id: str, alone: bool, work: Callable[[Session], R]) -> R:
+    async def together(
+        self, account_id: str, work: Callable[[Session, list[T]], list[R]], item: T
+    ) -> R:
+        """What `work(session, items)` makes of this item, together with those of other calls.
+
+        They share not only the transaction but the statements. When that raises, each is tried
+        by itself.
+        """
+        return await self._answered(
+            lambda session: work(session, [item])[0], account_id, many=work, item=item
+        )
+
+    async def _answered(self, work: Callable[[Session], R], account_id: str = "", **kind: Any) -> R:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
-        call = _Call(work, loop, future, account_id, alone)
+        call = _Call(work, loop, future, account_id, **kind)
         with self._changed:
             if self._closed or len(self._waiting) >= QUEUE_LIMIT:
                 raise DatabaseUnavailable("The database cannot keep up.")
@@ -239,7 +254,7 @@ class Transactions:
                 if group and (group[0].alone or self._waiting[0].alone):
                     break
                 group.append(self._waiting.popleft())
-            group.sort(key=lambda call: call.account_id)
+            group.sort(key=lambda call: (call.account_id, call.many is not None))
             for call in group:
                 call.under_way = True
         return group
@@ -265,8 +280,9 @@ class Transactions:
 
     def _run_all(self, connection: Connection, group: list[_Call]) -> None:
         """Do what the calls ask for; those for which it gets late go back to the queue."""
-        began, alone = time.monotonic(), len(group) == 1
-        for number, call in enumerate(group):
+        began, number = time.monotonic(), 0
+        for _, calls in groupby(group, key=_kind):
+            some = list(calls)
             if time.monotonic() - began > GROUP_SECONDS:
                 late = group[number:]
                 del group[number:]
@@ -275,7 +291,8 @@ class Transactions:
                         each.under_way = False
                     self._waiting.extendleft(reversed(late))
                 return
-            _run(call, connection, alone=alone)
+            _run_some(some, connection, alone=len(group) == 1)
+            number += len(some)
 
     def _commit_alone(self, call: _Call) -> None:
         """Try a call again that the database undid."""
@@ -305,6 +322,39 @@ class Transactions:
         away = DatabaseUnavailable("The database does not answer.", maybe_committed=maybe_committed)
         away.__cause__ = error
         return away
+
+
+def _kind(call: _Call) -> tuple[str, object]:
+    """What calls have in common that are done at once; others have it with nobody."""
+    return call.account_id, call.many or call.work
+
+
+def _run_some(calls: list[_Call], connection: Connection, *, alone: bool) -> None:
+    """Do what calls of one kind ask for, if need be one by one."""
+    many = calls[0].many
+    if many is None or len(calls) == 1 or not _run_together(many, calls, connection):
+        for call in calls:
+            _run(call, connection, alone=alone)
+
+
+def _run_together(
+    many: Callable[[Session, list[Any]], list[Any]], calls: list[_Call], connection: Connection
+) -> bool:
+    """Do what they ask for at once, in a savepoint; False when that failed."""
+    own: Any = {"expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
+    with Session(connection, **own) as session:
+        try:
+            results = many(session, [call.item for call in calls])
+            session.commit()
+        except Exception as error:
+            if isinstance(error, DBAPIError) and not isinstance(error, OURS):
+                raise
+            log.warning("together_failed", error=repr(error))
+            session.rollback()
+            return False
+    for call, result in zip(calls, results, strict=True):
+        call.error, call.result = None, result
+    return True
 
 
 def _run(call: _Call, connection: Connection, *, alone: bool) -> None:

@@ -1,6 +1,6 @@
-"""Jobs: submit, find, cancel, delete. A status changes only in `move` and `end_waiting`."""
+"""Jobs: submit, find, cancel, delete. A status changes in `move`, `begin` and `end_waiting`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, Final
@@ -195,7 +195,7 @@ def move(
         raise IllegalTransition(f"Job {job_id!r} can no longer become {to.value!r}.")
     moved: Job = done[0]
     if to in TERMINAL and moved.held is not None:
-        _charge(session, moved, _cost(moved, bill))
+        _charge(session, moved, price(moved.prices, bill, moved.usage))
     if to in TERMINAL and (moved.webhook is not None or done[1]):
         events.job_ended(session, moved)
     return moved
@@ -208,6 +208,15 @@ def _charge(session: Session, job: Job, cost: int) -> None:
     set_committed_value(job, "unpaid", lacking)
     named = {"moved": job.id, "charged": charged, "lacking": lacking}
     session.connection().execute(_CHARGED, named)
+
+
+def begin(
+    session: Session, job_ids: Sequence[str], *guards: ColumnElement[bool], **columns: Any
+) -> list[Job]:
+    """Let those of these jobs begin for which the guards hold, and return them: `move` for many."""
+    to = JobStatus.IN_PROGRESS
+    change, named = moving.statement(job_ids, to, guards, attempt=None, columns=columns)
+    return [job for job, _ in session.execute(change, named)]
 
 
 def end_waiting(
@@ -252,9 +261,12 @@ def end_waiting(
     return len(ended)
 
 
-def _cost(job: Job, bill: str | None) -> int:
-    priced = (job.prices or {}).get(bill or "")
-    return Prices.kept(priced).cost(job.usage or {}) if priced else 0
+def price(
+    prices: Mapping[str, list[str]] | None, bill: str | None, usage: Mapping[str, Any] | None
+) -> int:
+    """What this usage costs in nano-credits, at the price of the model of that name."""
+    priced = (prices or {}).get(bill or "")
+    return Prices.kept(priced).cost(usage or {}) if priced else 0
 
 
 def requeued(reason: str, *, after_ms: int = 0) -> dict[str, Any]:

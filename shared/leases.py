@@ -25,12 +25,14 @@ from shared.tables import Attempt, Job, JobContent, Worker
 _NEXT: Final = col(Job.attempt) + 1
 _NOW: Final = database_now()
 _TRY: Final = insert(Attempt)
-_ASKED: Final = select(JobContent.request).where(col(JobContent.job_id) == bindparam("ours"))
-_KEEP: Final = update(JobContent).where(col(JobContent.job_id) == bindparam("ours"))
+_ASKED: Final = select(JobContent.job_id, JobContent.request).where(
+    col(JobContent.job_id).in_(bindparam("ours", expanding=True))
+)
+KEEP: Final = update(JobContent).where(col(JobContent.job_id) == bindparam("ours"))
 _TRIED: Final = update(Attempt).where(
     col(Attempt.job_id) == bindparam("ours"), col(Attempt.number) == bindparam("this")
 )
-_NOTE: Final = _TRIED.values(
+NOTE: Final = _TRIED.values(
     usage=func.coalesce(col(Attempt.usage), bindparam("used", type_=JSON(none_as_null=True))),
     cost=func.coalesce(col(Attempt.cost), bindparam("spent", type_=BigInteger)),
 )
@@ -161,39 +163,62 @@ def served(session: Session) -> set[str]:
 
 
 def claim(session: Session, job_id: str, worker_id: str) -> Claim | None:
-    """Take a job that may start: one guarded UPDATE. None when there is nothing to take.
+    """Take a job that may start. None when there is nothing to take."""
+    return claim_all(session, [(job_id, worker_id)])[0]
 
-    A job that this worker holds already is returned again: its last COMMIT may have gone
+
+def claim_all(session: Session, wanted: Sequence[tuple[str, str]]) -> list[Claim | None]:
+    """Take the jobs that may start, each for its worker: one guarded UPDATE a worker.
+
+    A job that its worker holds already is returned again: its last COMMIT may have gone
     unanswered. The caller knows what it is running.
     """
-    try:
-        job = jobs.move(
-            session,
-            job_id,
-            JobStatus.IN_PROGRESS,
-            *_claimable(worker_id),
-            attempt=_NEXT,
-            worker_id=worker_id,
-            started_at=_NOW,
-            status_reason=None,
-            hinted_at=None,
-            run_at=None,
-        )
-    except IllegalTransition:
-        held = session.get(Job, job_id)
-        mine = held is not None and (held.status, held.worker_id) == (
-            JobStatus.IN_PROGRESS.value,
-            worker_id,
-        )
-        if held is None or not mine:
-            return None
-        job = held
-    else:
-        tried = {"job_id": job_id, "number": job.attempt, "worker_id": worker_id}
+    taken: dict[tuple[str, str], Claim] = {}
+    for worker_id in {worker_id for _, worker_id in wanted}:
+        ours = [job_id for job_id, worker in wanted if worker == worker_id]
+        for claim in _claim(session, ours, worker_id):
+            taken[claim.job.id, worker_id] = claim
+    return [taken.get(each) for each in wanted]
+
+
+def _claim(session: Session, job_ids: Sequence[str], worker_id: str) -> list[Claim]:
+    begun = jobs.begin(
+        session,
+        job_ids,
+        *_claimable(worker_id),
+        attempt=_NEXT,
+        worker_id=worker_id,
+        started_at=_NOW,
+        status_reason=None,
+        hinted_at=None,
+        run_at=None,
+    )
+    if tried := [
+        {"job_id": job.id, "number": job.attempt, "worker_id": worker_id} for job in begun
+    ]:
         session.connection().execute(_TRY, tried)
-    lease = Lease(job_id, job.attempt, worker_id)
-    asked = session.connection().execute(_ASKED, {"ours": job_id}).scalar_one_or_none()
-    return Claim(lease, job, asked or jobs.content(session, job_id).request)
+    if len(begun) < len(job_ids):
+        new = {job.id for job in begun}
+        begun += _held_by(session, [each for each in job_ids if each not in new], worker_id)
+    found = session.connection().execute(_ASKED, {"ours": [job.id for job in begun]})
+    asked = {job_id: request for job_id, request in found}
+    return [
+        Claim(
+            Lease(job.id, job.attempt, worker_id),
+            job,
+            asked.get(job.id) or jobs.content(session, job.id).request,
+        )
+        for job in begun
+    ]
+
+
+def _held_by(session: Session, job_ids: Sequence[str], worker_id: str) -> list[Job]:
+    mine = select(Job).where(
+        col(Job.id).in_(job_ids),
+        col(Job.status) == JobStatus.IN_PROGRESS.value,
+        col(Job.worker_id) == worker_id,
+    )
+    return list(session.exec(mine))
 
 
 @lru_cache  # so that the statement with them is built once
@@ -219,13 +244,7 @@ def settle(session: Session, lease: Lease, outcome: Outcome) -> Job | None:
         note(session, lease, "late", said, None, job=session.get(Job, lease.job_id))
         return None
     if job.status in TERMINAL:
-        kept = {
-            "ours": lease.job_id,
-            "response": said.response or None,
-            "log": streams.pack(said.log),
-            "log_first_seq": said.first_seq,
-        }
-        session.connection().execute(_KEEP, kept)
+        session.connection().execute(KEEP, kept(lease, said))
     fault = outcome.fault if isinstance(outcome, Failed | Retry) else None
     note(session, lease, _word(outcome), said, fault, job=job)
     return job
@@ -255,11 +274,11 @@ def _move(session: Session, lease: Lease, outcome: Outcome) -> Job:
     match outcome:
         case Completed():
             # It was faster than its deadline: the error noted then is void.
-            return end(JobStatus.COMPLETED, bill=said.bill, error=None, **_progress(said))
+            return end(JobStatus.COMPLETED, bill=said.bill, error=None, **progress(said))
         case Failed(fault=fault):
-            return end(JobStatus.FAILED, error=asdict(fault), **_progress(said))
+            return end(JobStatus.FAILED, error=asdict(fault), **progress(said))
         case Cancelled():
-            return end(JobStatus.CANCELLED, bill=said.bill, **_progress(said))
+            return end(JobStatus.CANCELLED, bill=said.bill, **progress(said))
         case Retry(target=int(target)):
             # Its worker goes on at once, which is as good as a hint; what was tried so far was
             # tried elsewhere.
@@ -294,11 +313,22 @@ def _queue_again(session: Session, lease: Lease, outcome: Outcome, columns: dict
             asked,
             held=lease,
             bill=None if failed else said.bill,
-            **_progress(said),
+            **progress(said),
         )
 
 
-def _progress(said: Said) -> dict[str, Any]:
+def kept(lease: Lease, said: Said) -> dict[str, Any]:
+    """What `KEEP` needs: the content that an ended attempt leaves."""
+    return {
+        "ours": lease.job_id,
+        "response": said.response or None,
+        "log": streams.pack(said.log),
+        "log_first_seq": said.first_seq,
+    }
+
+
+def progress(said: Said) -> dict[str, Any]:
+    """The columns of a job that tell of what was said."""
     return {
         "usage": said.usage,
         "cost_estimated": said.usage_estimated,
@@ -328,11 +358,18 @@ def note(
     job: Job | None,
 ) -> None:
     """Complete the attempt's row, at the prices of its job; what was `counted` stands."""
-    tried = {
+    session.connection().execute(NOTE, tried(lease, word, said, fault, job, clock.now()))
+
+
+def tried(
+    lease: Lease, word: str, said: Said, fault: Fault | None, job: Job | None, now: int
+) -> dict[str, Any]:
+    """What `NOTE` needs: how an attempt ended."""
+    return {
         "ours": lease.job_id,
         "this": lease.attempt,
         "outcome": word,
-        "ended_at": clock.now(),
+        "ended_at": now,
         "first_delta_at": said.first_delta_at,
         "provider": said.provider,
         "model": said.model,
@@ -341,14 +378,13 @@ def note(
         "spent": _spent(job, said),
         "error": asdict(fault) if fault else None,
     }
-    session.connection().execute(_NOTE, tried)
 
 
 def counted(session: Session, lease: Lease, said: Said) -> None:
     """Note what the upstream of a cancelled attempt counted to the end, settled yet or not."""
     spent = _spent(session.get(Job, lease.job_id), said)
-    tried = {"ours": lease.job_id, "this": lease.attempt, "usage": said.usage, "cost": spent}
-    session.connection().execute(_TRIED, tried)
+    named = {"ours": lease.job_id, "this": lease.attempt, "usage": said.usage, "cost": spent}
+    session.connection().execute(_TRIED, named)
 
 
 def _spent(job: Job | None, said: Said) -> int | None:

@@ -49,6 +49,16 @@ class SetAside(NamedTuple):
     """Nano-credits that jobs cost and no account could pay."""
 
 
+class Settled(NamedTuple):
+    """A job that has ended, what was held for it, and what it is charged."""
+
+    account_id: str
+    key_id: str | None
+    job_id: str
+    held: int
+    charged: int
+
+
 def grant(session: Session, account_id: str, nano_credits: int, *, note: str) -> LedgerEntry:
     """Give an account `nano_credits` to spend."""
     balance = update(Account).where(col(Account.id) == account_id)
@@ -128,6 +138,23 @@ def settle(session: Session, job: Job, cost: int) -> int:
     charge = [(job.id, CHARGE, -charged)] if charged else []
     _enter(session, job.account_id, [(job.id, RELEASE, job.held), *charge])
     return charged
+
+
+def settle_all(session: Session, ended: Sequence[Settled]) -> None:
+    """The same for jobs of one account that cost no more than was held, in a few statements."""
+    if not ended:
+        return
+    account_id = ended[0].account_id
+    released, back = sum(one.held for one in ended), sum(one.held - one.charged for one in ended)
+    moved = {"account": account_id, "back": back, "released": released}
+    session.connection().execute(_RELEASE, moved)
+    allowances.give_back_all(
+        session,
+        [(one.key_id, one.job_id, one.held - one.charged) for one in ended if one.key_id],
+    )
+    entries = [(one.job_id, RELEASE, one.held) for one in ended]
+    entries += [(one.job_id, CHARGE, -one.charged) for one in ended if one.charged]
+    _enter(session, account_id, entries)
 
 
 def held(session: Session) -> SetAside:

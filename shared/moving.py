@@ -1,9 +1,9 @@
 """The UPDATE that moves a job, kept for each kind of move: to build it takes longer than to run it.
 
-`jobs.move` alone runs it.
+`jobs` runs it, and `completing`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -21,35 +21,45 @@ _NOW: Final = database_now()
 
 
 def statement(
-    job_id: str,
+    moved: str | Sequence[str],
     to: JobStatus,
     guards: tuple[ColumnElement[bool], ...],
     *,
     attempt: int | None,
     columns: Mapping[str, Any],
+    whole: bool = True,
 ) -> tuple[Executable, dict[str, Any]]:
-    """The UPDATE, and its parameters; with an `attempt`, of a job that is in the midst of it.
+    """The UPDATE of a job, or of several, and its parameters; with an `attempt`, of one that is in
+    the midst of it.
 
-    It returns the job, and whether its account has an endpoint that is told of its end.
+    It returns the job, or only its id unless `whole`, and whether its account has an endpoint that
+    is told of its end.
     """
     if to in TERMINAL:
         columns = {"completed_at": _NOW, **columns, "status_reason": None}
     reckoned = {name: it for name, it in columns.items() if isinstance(it, SQLColumnExpression)}
     given = {NEW + name: it for name, it in columns.items() if name not in reckoned}
-    built = _built(to, attempt is not None, guards, tuple(reckoned.items()), tuple(given))
-    return built, {"moved": job_id, "fence": attempt, **given}
+    one = isinstance(moved, str)
+    built = _built(
+        to, one, attempt is not None, guards, tuple(reckoned.items()), tuple(given), whole
+    )
+    return built, {"moved": moved, "fence": attempt, **given}
 
 
 @lru_cache  # an expression is itself only: callers keep those that are needed often
 def _built(
     to: JobStatus,
+    one: bool,
     fenced: bool,
     guards: tuple[ColumnElement[bool], ...],
     reckoned: tuple[tuple[str, SQLColumnExpression[Any]], ...],
     given: tuple[str, ...],
+    whole: bool,
 ) -> Executable:
     conditions = [
-        col(Job.id) == bindparam("moved"),
+        col(Job.id) == bindparam("moved")
+        if one
+        else col(Job.id).in_(bindparam("moved", expanding=True)),
         col(Job.status).in_([status.value for status in leading_to(to)]),
         *guards,
     ]
@@ -57,11 +67,12 @@ def _built(
         # A job that was taken away and waits still has the number of its last attempt.
         running = col(Job.status) == JobStatus.IN_PROGRESS.value
         conditions += [running, col(Job.attempt) == bindparam("fence")]
+    told = events.wanted() if to in TERMINAL else false()
     columns = {**dict(reckoned), **{name.removeprefix(NEW): bindparam(name) for name in given}}
     return (
         update(Job)
         .where(*conditions)
         .values(status=to.value, **columns)
-        .returning(Job, events.wanted() if to in TERMINAL else false())
+        .returning(Job if whole else col(Job.id), told.label("wanted"))
         .execution_options(synchronize_session=False, populate_existing=True)
     )

@@ -12,9 +12,11 @@ from typing import Any
 import orjson
 import structlog
 from redis.exceptions import RedisError
+from sqlalchemy.orm.attributes import set_committed_value
 
-from shared import buckets, endings, features, hints, jobs, leases, prices, streams
+from shared import buckets, completing, endings, features, hints, jobs, leases, prices, streams
 from shared.catalog import Model
+from shared.db import Transactions
 from shared.errors import (
     Fault,
     InternalError,
@@ -79,7 +81,7 @@ async def _claim(bench: Bench, job_id: str, worker_id: str) -> Claim | None:
         return bench.heartbeat.held and bench.heartbeat.worker_id == worker_id
 
     claim = await insist(
-        lambda: bench.tx(leases.claim, job_id, worker_id),
+        lambda: bench.tx.together("", leases.claim_all, (job_id, worker_id)),
         worth_it=lambda: ours() and not bench.draining,
     )
     return claim if ours() else None
@@ -262,11 +264,11 @@ async def _settle(bench: Bench, running: Running, outcome: Outcome) -> Job | Non
 
     The lease need not be held any more: the row knows best whether the attempt still counts.
     """
-    lease, broke, payer = running.claim.lease, False, running.claim.job.account_id
+    broke = False
     while True:
         try:
             job = await insist(
-                partial(bench.tx.by, payer, leases.settle, lease, outcome),
+                partial(_written, bench.tx, running.claim, outcome),
                 worth_it=lambda: True,
             )
         except asyncio.CancelledError:
@@ -282,6 +284,20 @@ async def _settle(bench: Bench, running: Running, outcome: Outcome) -> Job | Non
             else:
                 log.info("attempt_ended", outcome=type(outcome).__name__.lower(), status=job.status)
             return job
+
+
+async def _written(tx: Transactions, claim: Claim, outcome: Outcome) -> Job | None:
+    """The job once its end is committed; that of a batch's line together with others'."""
+    job = claim.job
+    if job.batch_id is None or not isinstance(outcome, Completed):
+        return await tx.by(job.account_id, leases.settle, claim.lease, outcome)
+    line = completing.Line(claim.lease, outcome, job)
+    status = await tx.together(job.account_id, completing.settle, line)
+    if status is not None:
+        ended = {"status": status.value, "error": None, "usage": outcome.said.usage}
+        for name, now in ended.items():
+            set_committed_value(job, name, now)
+    return None if status is None else job
 
 
 async def _tell(bench: Bench, running: Running, job: Job | None) -> None:

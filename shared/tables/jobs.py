@@ -18,7 +18,7 @@ _ENDED = "status IN ({})".format(", ".join(f"'{status}'" for status in sorted(TE
 
 
 class Job(SQLModel, table=True):
-    """One accepted request. Its status changes only in `jobs.move` and `jobs.end_waiting`."""
+    """One accepted request. Its status changes only in `jobs`, and in `completing`."""
 
     __tablename__ = "jobs"
     __table_args__ = (

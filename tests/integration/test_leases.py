@@ -88,6 +88,29 @@ def test_a_claim_may_be_repeated(sessions: Sessions) -> None:
     assert (again.lease, again.request) == (claim.lease, claim.request)
 
 
+def test_many_are_claimed_at_once(sessions: Sessions) -> None:
+    """Each by the worker that asks for it; one that may not start is left, one in hand is found."""
+    with sessions() as session:
+        first, second = worker(session), worker(session)
+        mine, theirs, held = (submitted(session, body=b"%d" % n).id for n in range(3))
+        waits = submitted(session, hinted=False).id
+        leases.claim(session, held, first)
+        wanted = [(mine, first), (waits, first), (theirs, second), (held, first), (held, second)]
+        claims = leases.claim_all(session, wanted)
+
+        found = [claim and (claim.lease, claim.request) for claim in claims]
+        assert found == [
+            (Lease(mine, 1, first), b"0"),
+            None,
+            (Lease(theirs, 1, second), b"1"),
+            (Lease(held, 1, first), b"2"),
+            None,
+        ]
+        assert [attempt_of(session, claim.lease).worker_id for claim in claims if claim] == [
+            *(first, second, first)
+        ]
+
+
 def test_a_job_that_may_not_start_is_not_claimed(sessions: Sessions) -> None:
     """Before its time, past its deadline, ended, unknown, or held by another."""
     with sessions() as session:

@@ -130,6 +130,32 @@ async def test_calls_that_come_together_share_a_commit(
     assert len(commits) <= 20
 
 
+async def test_calls_of_one_kind_are_done_at_once(tx: Transactions) -> None:
+    """If they are of one account; one that fails is tried alone, and so are its neighbours."""
+    asked: list[list[int]] = []
+
+    def halves(session: Session, numbers: list[int]) -> list[float]:
+        asked.append(numbers)
+        submitted(session)
+        return [1 / number for number in numbers]
+
+    gate = Gate()
+    held = await gate.held(tx)
+    calls = [
+        asyncio.create_task(tx.together(account, halves, number))
+        for account, number in [("a", 1), ("b", 2), ("a", 4), ("c", 0), ("c", 5)]
+    ]
+    await asyncio.sleep(0)
+    gate.open.set()
+    await held
+    one, half, quarter, broken, fifth = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert (one, half, quarter, fifth) == (1, 0.5, 0.25, 0.2)
+    assert isinstance(broken, ZeroDivisionError)
+    assert asked == [[1, 4], [2], [0, 5], [0], [5]]
+    assert len(await tx.read(ids_in)) == 3
+
+
 async def test_a_call_that_moves_many_accounts_shares_its_commit_with_nobody(
     tx: Transactions,
 ) -> None:

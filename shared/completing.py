@@ -1,0 +1,107 @@
+"""Lines of batches that complete by the hundred: what `leases.settle` does, in a few statements.
+
+Most end plainly: still held, and at no more than was set aside. The row of each is moved by the
+UPDATE that `jobs.move` runs; what follows from that is written for all at once. Every other line is
+left to `leases.settle`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row
+from sqlmodel import Session
+
+from shared import clock, events, jobs, leases, ledger, moving
+from shared.jobs import Lease
+from shared.ledger import Settled
+from shared.lifecycle import JobStatus
+from shared.outcomes import Completed
+from shared.tables import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One that has completed, and the job as it was claimed."""
+
+    lease: Lease
+    outcome: Completed
+    job: Job
+
+    @property
+    def cost(self) -> int:
+        """Nano-credits."""
+        return jobs.price(self.job.prices, self.outcome.said.bill, self.outcome.said.usage)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it can be settled with others."""
+        return self.job.webhook is None and self.cost <= (self.job.held or 0)
+
+
+def settle(session: Session, lines: list[Line]) -> list[JobStatus | None]:
+    """Write down how each ended; its status, or None for one whose lease was lost.
+
+    They are one account's. Idempotent, as `leases.settle` is.
+    """
+    connection = session.connection()
+    # In order, as everybody takes several rows.
+    in_turn = sorted(lines, key=lambda line: line.lease.job_id)
+    moved = [(line, _move(connection, line)) for line in in_turn if line.plain]
+    done = {line.lease: line for line, row in moved if row is not None}
+    _keep(session, connection, list(done.values()))
+    _tell(session, [line.job for line, row in moved if row is not None and row.wanted])
+    return [JobStatus.COMPLETED if line.lease in done else _alone(session, line) for line in lines]
+
+
+def _move(connection: Connection, line: Line) -> Row[Any] | None:
+    """The row if it was moved: its id, and whether its account has an endpoint."""
+    columns = leases.progress(line.outcome.said)
+    if line.job.held is not None:
+        columns["cost"] = line.cost
+    change, named = moving.statement(
+        line.lease.job_id,
+        JobStatus.COMPLETED,
+        (),
+        attempt=line.lease.attempt,
+        columns={"error": None, **columns},
+        whole=False,
+    )
+    return connection.execute(change, named).one_or_none()
+
+
+def _keep(session: Session, connection: Connection, lines: Sequence[Line]) -> None:
+    """What follows from the end of these: their content, the attempts, the credits."""
+    if not lines:
+        return
+    now = clock.now()
+    contents: list[dict[str, Any]] = [leases.kept(each.lease, each.outcome.said) for each in lines]
+    connection.execute(leases.KEEP, contents)
+    tries = [
+        leases.tried(each.lease, "completed", each.outcome.said, None, each.job, now)
+        for each in lines
+    ]
+    connection.execute(leases.NOTE, tries)
+    ledger.settle_all(
+        session,
+        [
+            Settled(each.job.account_id, each.job.key_id, each.job.id, each.job.held, each.cost)
+            for each in lines
+            if each.job.held is not None
+        ],
+    )
+
+
+def _tell(session: Session, ended: Sequence[Job]) -> None:
+    """Record the end of those whose account has an endpoint, as far as that asks for lines."""
+    batch_ids = {job.batch_id for job in ended if job.batch_id is not None}
+    asked = {one for one in batch_ids if events.lines_wanted(session, one, JobStatus.COMPLETED)}
+    for job in ended:
+        if job.batch_id in asked:
+            row = session.get_one(Job, job.id, populate_existing=True)
+            events.job_ended(session, row)
+
+
+def _alone(session: Session, line: Line) -> JobStatus | None:
+    job = leases.settle(session, line.lease, line.outcome)
+    return None if job is None else JobStatus(job.status)
