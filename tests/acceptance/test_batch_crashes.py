@@ -101,7 +101,7 @@ def machine(stack: Stack) -> Machine:
 def test_every_line_has_one_result_whatever_dies(machine: Machine) -> None:
     """Workers, beat and an api are killed while lines are read and run, and once more later."""
     stack = machine.stack
-    stack.upstream.script("test", Say(pieces=[" word"] * 5, every=0.03))
+    stack.upstream.script("test", Say(pieces=[" word"] * 5, every=0.1))
     http = stack.http()
     with Receiver() as receiver:
         webhook = {"url": receiver.url("/done"), "events": ["batch.completed"]}
