@@ -8,9 +8,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
-from shared import audit, breakers, db, hints, leases, losses, streams
+from shared import audit, breakers, db, hints, jobs, leases, losses, streams
 from shared.errors import Fault, UpstreamOverloaded
 from shared.outcomes import Retry
 from shared.tables import Job
@@ -336,6 +337,9 @@ async def test_what_may_be_dropped_is_dropped_for_the_model_that_lacks_it(chain:
     assert "drop_unsupported" not in first.body
     warnings = (await chain.shop.response(job))["warnings"]
     assert job.warnings == warnings
+    kept = await chain.shop.bench.tx.read(jobs.content, job.id)
+    told = [orjson.loads(line).get("warnings") for line in streams.unpack(kept.log or b"")]
+    assert told == [warnings] + [None] * (len(told) - 1)
     assert {(each["code"], each["param"]) for each in warnings} == {
         ("unsupported_parameter", "seed"),
         ("unsupported_parameter", "logprobs"),
@@ -469,7 +473,7 @@ async def test_a_worker_that_is_lost_at_a_fallback_leaves_it_to_another(chain: C
 
 
 async def test_a_worker_that_drains_leaves_the_next_model_to_another(chain: Chain) -> None:
-    """It settles, claims nothing more, and has the feeder send a hint at once."""
+    """It settles, claims nothing more, and has the sweep send a hint at once."""
     chain.script("first", [Stall()])
     job = await chain.shop.submit(max_attempts=1)
     task = asyncio.create_task(attempts.run(chain.shop.bench, job.id))
