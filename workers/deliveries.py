@@ -23,12 +23,10 @@ from workers.settings import WorkerSettings
 
 log = structlog.get_logger()
 
-AT_ONCE: Final = 20
-"""Deliveries in flight in one process."""
+AT_ONCE: Final = 100
+"""Deliveries in flight in one process, and names that are looked up."""
 EACH: Final = 10
-"""Of one account: a slow receiver leaves room for the others."""
-LOOKUPS: Final = 5 * AT_ONCE
-"""Names that are looked up at once: an account has `EACH` of them, if nobody answers for them."""
+"""Of one account, lookups that nobody answers included: slow receivers leave room for others."""
 EVERY: Final = 1.0
 """Seconds between two looks, unless somebody wakes us."""
 PAUSE: Final = 0.05
@@ -51,7 +49,7 @@ class Deliveries:
         self._schedule = settings.schedule
         self._tx = tx
         self._woken = asyncio.Event()
-        self._resolver = resolver or PublicResolver(settings.allowed, threads=LOOKUPS)
+        self._resolver = resolver or PublicResolver(settings.allowed, threads=AT_ONCE)
         self._within = within
         self._busy: Counter[str] = Counter()
         """Deliveries in flight, or whose name is being looked up still, by account."""
