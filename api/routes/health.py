@@ -1,7 +1,8 @@
 """Health and metrics, for machines; without a key."""
 
 import asyncio
-from collections.abc import Awaitable
+import math
+from collections.abc import Awaitable, Mapping
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
@@ -13,12 +14,14 @@ from api.errors import json_response
 from api.front import Front
 from shared import jobs, leases
 from shared.errors import NotFound, Unavailable
-from shared.lifecycle import Lane
+from shared.lifecycle import JobStatus, Lane
 
 router = APIRouter(tags=["health"])
 
 CHECK_WITHIN = 1.0
 """Seconds each check may take."""
+COUNT_WITHIN = 3.0
+"""Seconds that a scrape waits for the rows to be counted; its collector gives up after ten."""
 
 
 @router.get("/health/live")
@@ -51,7 +54,7 @@ async def _within(check: Awaitable[str]) -> str:
 
 
 async def _database(front: Front) -> str:
-    await front.tx.read(jobs.unfinished)
+    await front.tx.read(leases.alive)
     return "ok"
 
 
@@ -66,14 +69,28 @@ async def _workers(front: Front) -> str:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request, front: FrontDep) -> Response:
-    """Prometheus: this process's counters, and the queue as the database has it."""
+    """Prometheus: this process's counters, and the queue as the database has it.
+
+    What is counted there is NaN while it is away.
+    """
     if not front.settings.metrics:
         raise NotFound("Metrics are switched off.")
     shown = front.metrics
     shown.readers.set(front.hub.readers)
-    for status, count in (await front.tx.read(jobs.unfinished)).items():
-        shown.jobs.labels(status).set(count)
     for lane in Lane:
         shown.queued.labels(lane.value).set(front.backlog.depths[lane.value])
-    shown.workers.set(len(await front.tx.read(leases.alive)))
+    unfinished, workers = await _counted(front)
+    for status, count in unfinished.items():
+        shown.jobs.labels(status).set(count)
+    shown.workers.set(workers)
     return Response(generate_latest(shown.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _counted(front: Front) -> tuple[Mapping[str, float], float]:
+    """The jobs that have not ended, by status, and the live workers."""
+    try:
+        async with asyncio.timeout(COUNT_WITHIN):
+            unfinished = await front.tx.read(jobs.unfinished)
+            return unfinished, len(await front.tx.read(leases.alive))
+    except (TimeoutError, Unavailable):
+        return dict.fromkeys((JobStatus.QUEUED, JobStatus.IN_PROGRESS), math.nan), math.nan

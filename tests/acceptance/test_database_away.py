@@ -83,6 +83,7 @@ def test_without_the_database_streams_go_on_and_nothing_is_lost(
         ]
         eventually(lambda: text_of(seen) == "before meanwhile")
         assert not reading.done()
+        measured = http.get("/metrics")
         link.mend()
         job_id = reading.result(30)
         answered = held.result(30)
@@ -91,6 +92,8 @@ def test_without_the_database_streams_go_on_and_nothing_is_lost(
         assert response.status_code == 503
         assert int(response.headers["retry-after"]) >= 1
         assert response.json()["error"]["code"] == "service_unavailable"
+    assert measured.status_code == 200
+    assert {"sluice_readers 2.0", "sluice_workers NaN"} <= set(measured.text.splitlines())
     assert text_of(seen) == "before meanwhile"
     assert seen[-1].data == "[DONE]"
     assert answered.json()["choices"][0]["message"]["content"] == "before meanwhile"
