@@ -39,7 +39,7 @@ JOB_KEYS = {
         "error",
         "batch_id",
     ),
-    *("custom_id", "metadata", "request_id", "links"),
+    *("custom_id", "metadata", "warnings", "request_id", "links"),
 }
 
 
