@@ -159,6 +159,8 @@ def _serve() -> dict[str, Any] | None:
                     if (pid := os.fork()) == 0:
                         signal.set_wakeup_fd(-1)
                         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                        # Whoever is started in the background of a shell is deaf to it.
+                        signal.signal(signal.SIGINT, signal.default_int_handler)
                         os.close(ended)
                         os.close(tell_ended)
                         return dict(json.loads(order))
