@@ -64,6 +64,7 @@ def test_every_service_runs_and_two_workers_share_the_load(
         ScriptedUpstream() as upstream,
         Stack(tmp_path, url, composed_valkey, upstream) as stack,
     ):
+        stack.forked = False
         flower_port = free_port()
         stack.environment |= {
             "SLUICE_FLOWER_PORT": str(flower_port),
