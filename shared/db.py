@@ -188,7 +188,7 @@ class Transactions:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._writer.join(2 * self._within)
+        self._writer.join(self._within)
         self._readers.shutdown(cancel_futures=True)
         self._engine.dispose()
 

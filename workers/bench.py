@@ -111,11 +111,11 @@ async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
             yield bench
         finally:
             bench.draining = True
-            await bench.heartbeat.stop()
-            await bench.deliveries.stop()
-            await batching.stop()
-            await control.stop()
+            # At once: each may wait a few seconds for what does not answer.
+            async with asyncio.TaskGroup() as leaving:
+                for part in (bench.heartbeat, bench.deliveries, batching, control):
+                    leaving.create_task(part.stop())
             await bench.remainders.stop()
             await bench.publisher.stop()
-            tx.close()
+            await asyncio.to_thread(tx.close)
             await connections.close(redis)

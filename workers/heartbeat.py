@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -81,13 +82,13 @@ class Heartbeat:
         if self._pulse_timer is not None:
             self._pulse_timer.cancel()
         await background.stop(*self._tasks)
-        give_up = time.monotonic() + LEAVE_WITHIN
-        for worker_id in filter(None, leaving):
-            ended = await insist(
-                partial(self._tx.alone, leases.leave, worker_id),
-                worth_it=lambda: time.monotonic() < give_up,
-            )
-            await self._announce(ended or [])
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_WITHIN):
+                for worker_id in filter(None, leaving):
+                    ended = await insist(
+                        partial(self._tx.alone, leases.leave, worker_id), worth_it=lambda: True
+                    )
+                    await self._announce(ended or [])
 
     @property
     def held(self) -> bool:

@@ -42,8 +42,8 @@ from shared.hangup import on_hangup
 
 CANCEL_WITHIN = 10.0
 """Seconds that cancelled tasks have to clean up when the worker stops."""
-LEAVE_WITHIN = 10.0
-"""Seconds that the lifespan has to end."""
+LEAVE_WITHIN = 20.0
+"""Seconds that the lifespan has to end; a locked SQLite file alone may take eight of them."""
 
 log = logging.getLogger(__name__)
 

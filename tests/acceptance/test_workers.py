@@ -18,6 +18,7 @@ from tests.blocking import BLOCK
 from tests.factories import Sessions
 from tests.fakes.upstream import Say, Stall, Status, WaitFor
 from tests.stack import Process, Stack, eventually
+from tests.valkey import Valkey
 from workers.heartbeat import STALLED_EXIT
 
 SKEWED = "tests.faults.skewed"
@@ -105,6 +106,22 @@ def test_a_job_that_kills_its_workers_is_stopped(stack: Stack, sessions: Session
     assert kills >= 3
     assert client.outcomes(poison) == ["lost"] * kills
     assert [client.ended(job_id) for job_id in neighbours] == ["completed"] * 6
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_worker_ends_in_good_order_though_nobody_answers_it(
+    stack: Stack, redis_server: Valkey
+) -> None:
+    """Asked to stop while the database is locked and Redis gone; its lease runs out by itself."""
+    worker, api = stack.worker(), stack.api()
+    stack.ready(api, worker)
+    redis_server.kill()
+    database = make_url(stack.database_url).database or ""
+    with closing(sqlite3.connect(database, timeout=30)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        worker.send(signal.SIGTERM)
+
+        assert worker.wait(60) == 0
 
 
 def frozen(process: Process, stack: Stack) -> bool:
