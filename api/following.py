@@ -6,6 +6,7 @@ the log and at the row, in case the end was lost or a worker died. 5 When the jo
 archive in the database serves. 6 When that is gone as well: `StreamExpired`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -50,7 +51,10 @@ class Follower:
         Raises `StreamExpired` when the job has ended and neither log nor archive is left.
         """
         if self.job.status in TERMINAL:
-            yield await self._tx.read(self._archive, self.job)
+            while not (found := await self._rest()):  # the database is away
+                yield []
+                await asyncio.sleep(quiet)
+            yield found
             return
         async with self._hub.listen(self.job.id) as bell:
             found = await self._from_log(bell)

@@ -9,6 +9,7 @@ from typing import Final
 import uvicorn
 
 from api.app import create_app
+from api.commit import DOUBT_WITHIN
 from api.settings import ApiSettings
 from shared.db import ANSWER_WITHIN
 from shared.hangup import on_hangup
@@ -20,9 +21,9 @@ KEEP_ALIVE: Final = (
 )
 """A machine that says nothing for 30 s is asked three times, 10 s apart. A platform may lack some
 of these."""
-LAST_RESORT: Final = math.ceil(ANSWER_WITHIN) + 2
+LAST_RESORT: Final = math.ceil(ANSWER_WITHIN + DOUBT_WITHIN) + 2
 """Seconds that answers have to end after the grace, before they are broken off; more than the
-database has to say no."""
+database has to say no, and than it takes to give up a commit in doubt."""
 
 
 class Server(uvicorn.Server):

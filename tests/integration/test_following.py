@@ -20,6 +20,7 @@ from shared.outcomes import Completed, Retry, Said
 from shared.streams import DELTAS, END, RETRYING, Entry
 from shared.tables import Job, JobContent
 from tests.factories import taken
+from tests.proxy import Link, through
 from tests.valkey import Valkey
 from workers.publisher import JobLog, Publisher, Unread
 
@@ -398,3 +399,23 @@ async def test_jobs_nobody_streams_are_logged_once_a_second(desk: Desk) -> None:
     entries = await streams.read(desk.redis, desk.claim.job.id)
     assert 1 <= len([entry for entry in entries if entry.kind == DELTAS]) <= 3
     assert numbers(entries) == list(range(1, 101))
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_an_end_is_read_once_the_database_is_back(desk: Desk, database_url: str) -> None:
+    """The answer has begun: it is too late for a refusal, and an error would look like the end."""
+    job_log = await desk.log()
+    await say(job_log, 3)
+    job = await desk.finish(job_log)
+    with Link.to(database_url) as link:
+        tx = db.Transactions(db.connect(through(database_url, link)), within=2.0)
+        link.cut()
+        entries = Follower(tx, desk.hub, job).entries(quiet=0.2)
+        found = [await anext(entries)]
+        link.mend()
+        async with asyncio.timeout(30):
+            found += [each async for each in entries]
+        await asyncio.to_thread(tx.close)
+
+    assert found[0] == []
+    assert [entry.kind for entry in found[-1]] == [DELTAS, END]
