@@ -123,7 +123,8 @@ class Follower:
         return entries
 
     def _ended(self, session: Session) -> tuple[Job, list[Entry]]:
-        job = _reload(session, self.job)
+        # One that has ended stays as it is.
+        job = self.job if self.job.status in TERMINAL else _reload(session, self.job)
         return job, self._archive(session, job) if job.status in TERMINAL else []
 
     def _archive(self, session: Session, job: Job) -> list[Entry]:
