@@ -19,7 +19,7 @@ from shared import ids, jobs, streams
 from shared.db import Transactions
 from shared.errors import NotFound, StreamExpired, Unavailable
 from shared.lifecycle import TERMINAL
-from shared.streams import DELTAS, END, RETRYING, Entry
+from shared.streams import DELTAS, END, RETRYING, STARTED, Entry
 from shared.tables import Job
 
 log = structlog.get_logger()
@@ -138,10 +138,10 @@ class Follower:
         left = lines[skipped:]
         end_seq = max(_end_of(job), kept.log_first_seq + job.deltas)
         entries = []
-        if 0 < self._seq < kept.log_first_seq - 1:  # what this reader saw was said in vain
-            again = {"attempt": job.attempt, "discard_from_seq": 1}
-            marker = streams.marker_payload(RETRYING, again)
-            entries.append(Entry(job.attempt, kept.log_first_seq - 1, RETRYING, marker[1:]))
+        if job.attempt and self._seq < kept.log_first_seq - 1:  # what was seen was said in vain
+            kind = STARTED if self._seq == FROM_START else RETRYING
+            marker = streams.beginning_payload(kind, job.attempt)
+            entries.append(Entry(job.attempt, kept.log_first_seq - 1, kind, marker[1:]))
         if left:
             payload = streams.deltas_payload(left, deltas=job.deltas, characters=job.characters)
             entries.append(Entry(job.attempt, end_seq - 1, DELTAS, payload[1:]))
@@ -154,7 +154,7 @@ class Follower:
 
     def _follows(self, entry: Entry) -> bool:
         """Whether nothing is missing between the cursor and this entry."""
-        if entry.attempt > self._attempt and entry.kind in (streams.STARTED, streams.RETRYING):
+        if entry.attempt > self._attempt and entry.kind in (STARTED, RETRYING):
             return True
         return entry.first_seq <= self._seq + 1
 

@@ -112,6 +112,12 @@ def marker_payload(kind: bytes, fields: Mapping[str, Any]) -> bytes:
     return kind + orjson.dumps(fields)
 
 
+def beginning_payload(kind: bytes, attempt: int) -> bytes:
+    """The payload of an attempt's first entry; after `RETRYING` all that was said before is void."""
+    void = {} if kind == STARTED else {"discard_from_seq": 1}
+    return marker_payload(kind, {"attempt": attempt} | void)
+
+
 def end_payload(
     status: str, *, error: Mapping[str, Any] | None = None, usage: Mapping[str, Any] | None = None
 ) -> bytes:

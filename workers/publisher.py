@@ -191,14 +191,11 @@ class Publisher:
         appends. Raises `RedisError`.
         """
         kind = streams.STARTED if attempt == 1 else streams.RETRYING
-        fields: dict[str, int] = {"attempt": attempt}
-        if kind == streams.RETRYING:
-            fields["discard_from_seq"] = 1
         seq = await streams.mark(
             self._redis,
             job_id,
             attempt,
-            streams.marker_payload(kind, fields),
+            streams.beginning_payload(kind, attempt),
             # A log that was lost with Redis must not make the numbers shrink.
             otherwise=(attempt - 1) * streams.ATTEMPT_STRIDE,
             ttl_ms=streams.RUNNING_TTL_MS,

@@ -260,6 +260,8 @@ def test_native_events_tell_the_life_of_a_job(service: Stack, http: httpx.Client
     assert text_of(live) == "one two"
     assert live[-2].json["completion_tokens"] == 2
     assert live[-1].json["job"] == job_of(http, job_id)
+    replay = events_of(http, job_id)
+    assert [(frame.event, frame.id) for frame in replay] == [(each.event, each.id) for each in live]
     assert [frame.event for frame in events_of(http, job_id, after=3)] == names[5:]
     again = http.get(f"/v1/jobs/{job_id}/events", headers={"last-event-id": str(live[-1].id)})
     assert again.status_code == 204

@@ -17,7 +17,7 @@ from shared import connections, db, endings, jobs, keys, leases, streams
 from shared.errors import Fault, StreamExpired
 from shared.jobs import Submission
 from shared.outcomes import Completed, Retry, Said
-from shared.streams import DELTAS, END, RETRYING, Entry
+from shared.streams import DELTAS, END, RETRYING, STARTED, Entry
 from shared.tables import Job, JobContent
 from tests.factories import taken
 from tests.proxy import Link, through
@@ -418,4 +418,4 @@ async def test_an_end_is_read_once_the_database_is_back(desk: Desk, database_url
         await asyncio.to_thread(tx.close)
 
     assert found[0] == []
-    assert [entry.kind for entry in found[-1]] == [DELTAS, END]
+    assert [entry.kind for entry in found[-1]] == [STARTED, DELTAS, END]
