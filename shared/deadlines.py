@@ -1,13 +1,15 @@
 """Jobs whose time is over: they expire, are stopped, or are given up with their readers."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 
-from sqlmodel import Session, col, select
+from sqlalchemy import ColumnElement
+from sqlmodel import Session, col, select, tuple_
 
 from shared import clock
-from shared.clock import database_now
+from shared.clock import database_now, due_at
 from shared.errors import Fault, IllegalTransition
-from shared.jobs import ask_to_stop, move, turn
+from shared.jobs import ask_to_stop, attend, move, turn
 from shared.lifecycle import JobStatus
 from shared.tables import Job
 
@@ -56,13 +58,30 @@ def overdue(session: Session, limit: int) -> list[Job]:
     return stopped
 
 
-def abandoned(session: Session, limit: int) -> list[Job]:
-    """Stop the jobs that nobody has read for longer than their grace; returns them."""
-    lapsed = select(Job).where(
+def lapsing(session: Session, within_ms: int, limit: int) -> dict[str, int | None]:
+    """The jobs that nobody was noted to read lately, and until when they wait, soonest first."""
+    until = col(Job.attended_until)
+    soon = select(col(Job.id), until).where(*_unattended(within_ms)).order_by(until)
+    return dict(session.exec(soon.limit(limit)).all())
+
+
+def heard(session: Session, waiting: Mapping[str, int | None], for_ms: int) -> None:
+    """Somebody reads these, as it turns out, unless their api has noted something since."""
+    same = tuple_(col(Job.id), col(Job.attended_until)).in_(waiting.items())
+    free = select(col(Job.id)).where(same).with_for_update(skip_locked=True)
+    attend(session, session.exec(free).all(), for_ms)
+
+
+def abandoned(session: Session, job_ids: Collection[str]) -> list[Job]:
+    """Stop those of these jobs that nobody has read for longer than their grace; returns them."""
+    lapsed = select(Job).where(col(Job.id).in_(job_ids), *_unattended(0))
+    return [ask_to_stop(session, job) for job in sorted(session.exec(lapsed).all(), key=turn)]
+
+
+def _unattended(within_ms: int) -> tuple[ColumnElement[bool], ...]:
+    return (
         col(Job.attended_until).is_not(None),
-        col(Job.attended_until) < database_now(),
+        col(Job.attended_until) < due_at(within_ms),
         col(Job.completed_at).is_(None),
         col(Job.cancel_requested_at).is_(None),
     )
-    found = session.exec(lapsed.limit(limit)).all()
-    return [ask_to_stop(session, job) for job in sorted(found, key=turn)]

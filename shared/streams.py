@@ -8,12 +8,13 @@ of its last one.
 
 import asyncio
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 RUNNING_TTL_MS: Final = 3 * 3600 * 1000
 """How long a log outlives its last append while its job runs."""
@@ -113,7 +114,7 @@ def marker_payload(kind: bytes, fields: Mapping[str, Any]) -> bytes:
 
 
 def beginning_payload(kind: bytes, attempt: int) -> bytes:
-    """The payload of an attempt's first entry; after `RETRYING` all that was said before is void."""
+    """The payload of an attempt's first entry: `STARTED`, or `RETRYING` and what that voids."""
     void = {} if kind == STARTED else {"discard_from_seq": 1}
     return marker_payload(kind, {"attempt": attempt} | void)
 
@@ -208,6 +209,16 @@ async def ring_end(
     where = b"%d-%d" % (attempt, attempt * ATTEMPT_STRIDE + 1)
     payload = end_payload(status, error=error)
     await redis.publish(log_name(job_id), message(where, payload))
+
+
+async def listened_to(redis: Redis, job_ids: Collection[str]) -> set[str]:
+    """Those of these jobs that somebody reads just now; none while Redis cannot tell."""
+    try:
+        async with promptly():
+            counts: Any = await redis.pubsub_numsub(*map(log_name, job_ids))
+    except (RedisError, OSError):
+        return set()
+    return {job_id for job_id, (_, count) in zip(job_ids, counts, strict=True) if count}
 
 
 def promptly() -> asyncio.Timeout:

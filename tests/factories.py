@@ -98,6 +98,11 @@ def taken(session: Session, /, job_id: str, by: str) -> Claim | None:
     return leases.claim(session, job_id, by)
 
 
+def abandon(session: Session, /, limit: int) -> list[Job]:
+    """Give up what nobody reads, as the leader does when it hears nobody."""
+    return deadlines.abandoned(session, deadlines.lapsing(session, 0, limit))
+
+
 def no_models() -> Catalog:
     """A catalogue that knows none of the models that rows name."""
     return Catalog(upstreams={}, models={})

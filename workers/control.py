@@ -52,6 +52,10 @@ LAST_HINTS_WITHIN = timedelta(seconds=2)
 """For the hints that still wait then; another leader sends what is not sent."""
 READERS_ARE_BACK = 30.0
 """Seconds after the database was away in which every api has noted who reads there."""
+LOOKS_AHEAD_MS = 10_000
+"""Before a job lapses: who is not heard for so long has left."""
+HEARD_FOR_MS = 30_000
+"""For which whoever was heard counts as being there; an api that can write says otherwise."""
 LONGEST_LOOK = 5.0
 """Seconds between two looks that count as silence, at most."""
 
@@ -155,8 +159,10 @@ class Control:
 
     async def _elected(self) -> bool:
         holder, term = await self._tx(leadership.lead, feeding.ROLE, self._me, self._rival)
-        self._rival = None
+        taken_over, self._rival = self._rival is not None, None
         if holder == self._me:
+            if taken_over:  # that one may have died of a database that was away for all
+                self._away_at = time.monotonic()
             return True
         still = self._leader.watch({holder: term})[holder]
         if still >= min(self._ttl, LEADS_WITHIN):
@@ -165,10 +171,10 @@ class Control:
 
     async def _turn(self, still: dict[str, float]) -> None:
         await self._reap(still)
-        await self._end(deadlines.expire)
-        await self._end(deadlines.overdue)
+        await self._end(deadlines.expire, AT_ONCE)
+        await self._end(deadlines.overdue, AT_ONCE)
         if time.monotonic() - self._away_at > READERS_ARE_BACK:
-            await self._end(deadlines.abandoned)
+            await self._abandon()
         for lane in Lane:
             await self._sweep(lane)
         await self._probation.turn()
@@ -180,11 +186,25 @@ class Control:
                 log.error("worker_lost", worker_id=worker_id, silent_seconds=round(seconds))
                 await self._tx(leases.retire, worker_id)
                 self._probation.a_worker_was_lost()
-        await self._end(losses.rescue)
+        await self._end(losses.rescue, AT_ONCE)
 
-    async def _end(self, step: Callable[..., Sequence[Job]]) -> None:
+    async def _abandon(self) -> None:
+        """Give up the jobs whose readers are gone.
+
+        An api that cannot write to the database cannot note who reads there, but it listens.
+        """
+        lapsing = await self._tx.read(deadlines.lapsing, LOOKS_AHEAD_MS, AT_ONCE)
+        if not lapsing:
+            return
+        heard = await streams.listened_to(self._redis, lapsing)
+        if heard:
+            read = {job_id: lapsing[job_id] for job_id in heard}
+            await self._tx(deadlines.heard, read, HEARD_FOR_MS)
+        await self._end(deadlines.abandoned, lapsing.keys() - heard)
+
+    async def _end(self, step: Callable[..., Sequence[Job]], *arguments: object) -> None:
         """Run a step, then tell readers and workers what it did."""
-        changed = await self._tx.alone(step, AT_ONCE)
+        changed = await self._tx.alone(step, *arguments)
         if not changed:
             return
         log.info(step.__name__, jobs=[job.id for job in changed])

@@ -9,7 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlmodel import Session, select
 
+from shared import db
+from shared.tables import Job
 from tests.fakes.upstream import Say, Stall, WaitFor
 from tests.frames import Frame, frames, text_of
 from tests.proxy import Link, through
@@ -60,6 +63,17 @@ def follow(http: httpx.Client, seen: list[Frame]) -> str:
         return response.headers["x-job-id"]
 
 
+def waits_until(database_url: str) -> int:
+    """The moment at which the only job is given up; fails when it has been."""
+    engine = db.connect(database_url)
+    with Session(engine) as session:
+        job = session.exec(select(Job)).one()
+    engine.dispose()
+    assert job.cancel_requested_at is None
+    assert job.attended_until is not None
+    return job.attended_until
+
+
 @pytest.mark.parametrize("how", [Link.cut, Link.hang])
 def test_without_the_database_streams_go_on_and_nothing_is_lost(
     stack: Stack, link: Link, how: Callable[[Link], None]
@@ -103,6 +117,31 @@ def test_without_the_database_streams_go_on_and_nothing_is_lost(
     again = submit(http)
     assert eventually(lambda: completed(http, again), 30)
     assert len(http.get("/v1/jobs").json()["data"]) == 3
+
+
+def test_an_api_that_is_cut_off_alone_keeps_its_readers_jobs(
+    stack: Stack, link: Link, database_url: str
+) -> None:
+    """It cannot note that they are there, longer than a job waits; the leader asks who listens."""
+    go_on = threading.Event()
+    stack.upstream.script("test", Say("before"), WaitFor(go_on), Say(" meanwhile"))
+    stack.environment["SLUICE_DISCONNECT_GRACE"] = "PT1S"
+    worker = stack.worker(SLUICE_DATABASE_URL=database_url)
+    stack.ready(stack.api(), worker)
+    seen: list[Frame] = []
+
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(follow, stack.http(), seen)
+        eventually(lambda: text_of(seen) == "before")
+        link.cut()
+        noted = waits_until(database_url) + 5_000  # a last renewal may be on its way
+        eventually(lambda: waits_until(database_url) > noted, 20)
+        go_on.set()
+        eventually(lambda: text_of(seen) == "before meanwhile")
+        link.mend()
+        reading.result(30)
+
+    assert seen[-1].data == "[DONE]"
 
 
 def test_who_was_accepted_is_not_told_to_ask_again(stack: Stack, link: Link) -> None:

@@ -149,6 +149,18 @@ def _severed(link: Link | None, how: Callable[[Link], None], seconds: float) -> 
     link.mend()
 
 
+@_fault("api: database cut off", "api", (8.0, 20.0), "postgresql")
+def cut_api_from_database(machine: Machine, strike: Strike) -> None:
+    """The same for an api, longer than its readers' jobs would wait for them."""
+    _severed(machine.places["api"][strike.place].database, Link.cut, strike.lasts)
+
+
+@_fault("api: database half open", "api", (8.0, 20.0), "postgresql")
+def hang_api_from_database(machine: Machine, strike: Strike) -> None:
+    """This api's connections to the database stay and carry nothing."""
+    _severed(machine.places["api"][strike.place].database, Link.hang, strike.lasts)
+
+
 @_fault("worker: COMMIT answers lost", "worker", (1.0, 1.0), "postgresql")
 def lose_worker_commits(machine: Machine, strike: Strike) -> None:
     """The database commits, and the worker does not learn of it."""

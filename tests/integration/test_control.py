@@ -47,7 +47,12 @@ class Room:
         return control
 
     async def submit(
-        self, count: int, *, lane: Lane = Lane.INTERACTIVE, max_attempts: int = 3
+        self,
+        count: int,
+        *,
+        lane: Lane = Lane.INTERACTIVE,
+        max_attempts: int = 3,
+        attended_for: int | None = None,
     ) -> list[Job]:
         """So many jobs, as if their hints were to follow."""
         new = [
@@ -58,6 +63,7 @@ class Room:
                 body=b"{}",
                 lane=lane,
                 max_attempts=max_attempts,
+                attended_for=attended_for,
                 hinted=lane == Lane.INTERACTIVE,
             )
             for _ in range(count)
@@ -75,6 +81,11 @@ class Room:
     async def hinted(self) -> bool:
         """Whether there is one; twice is no more than once when it was sent in doubt."""
         return await self.hints() > 0
+
+    async def turned(self) -> bool:
+        """Whether the loops have turned a few times."""
+        leader = await self.tx.read(Session.get, Leader, ROLE)
+        return leader is not None and leader.terms >= 4
 
     async def status(self, job: Job) -> str:
         """A job's, now."""
@@ -211,6 +222,33 @@ async def test_another_process_takes_over_from_a_leader_that_died(room: Room) ->
     await until(room.hints, 1)
 
 
+async def test_after_a_leaders_death_no_reader_counts_as_gone_at_once(room: Room) -> None:
+    """The database may have been away with it; soon every api has noted again who reads there."""
+    assert await room.tx(leadership.lead, ROLE, "ctl_dead", None) == ("ctl_dead", 0)
+    [job] = await room.submit(1, attended_for=-1)
+    room.control()
+
+    await until(room.turned, True)
+
+    assert await room.status(job) == JobStatus.QUEUED
+
+
+async def test_a_reader_that_its_api_cannot_note_is_heard(room: Room) -> None:
+    """An api without a way to the database still listens for those who read there."""
+    heard, left = [(await room.submit(1, attended_for=-1))[0] for _ in range(2)]
+    bell = room.redis.pubsub()
+    await bell.subscribe(streams.log_name(heard.id))
+    assert (await bell.get_message(timeout=5)) is not None
+    room.control()
+    await until(lambda: room.status(left), JobStatus.CANCELLED.value)
+    assert await room.status(heard) == JobStatus.QUEUED
+
+    await bell.aclose()  # type: ignore[no-untyped-call]
+    await room.tx(jobs.attend, [heard.id], -1)
+
+    await until(lambda: room.status(heard), JobStatus.CANCELLED.value)
+
+
 async def test_what_a_stalled_database_hides_is_no_silence() -> None:
     """Between two looks that were far apart nobody may have been able to beat."""
     stillness = Stillness(longest_look=0.02)
@@ -243,13 +281,9 @@ async def test_the_loops_do_not_wait_for_a_redis_that_hangs(
     silent = await room.tx(leases.register, pid=1, slots=1, models=["m"])
     assert await room.tx(leases.claim, job.id, silent) is not None
 
-    async def turned() -> bool:
-        leader = await room.tx.read(Session.get, Leader, ROLE)
-        return leader is not None and leader.terms >= 4
-
     os.kill(redis_server.pid, signal.SIGSTOP)
     room.control()
-    await until(turned, True)
+    await until(room.turned, True)
     await until(lambda: room.status(job), JobStatus.QUEUED.value)
     os.kill(redis_server.pid, signal.SIGCONT)
 

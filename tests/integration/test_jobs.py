@@ -20,6 +20,7 @@ from tests.factories import (
     HOUR,
     SAID,
     Sessions,
+    abandon,
     claimed,
     job_in,
     submission,
@@ -217,12 +218,12 @@ def test_a_job_nobody_reads_is_stopped(sessions: Sessions) -> None:
         job_in(session, JobStatus.COMPLETED, attended_for=-1)
 
     with sessions() as session:
-        stopped = {job.id: job for job in deadlines.abandoned(session, 10)}
+        stopped = {job.id: job for job in abandon(session, 10)}
 
         assert set(stopped) == {waiting, running}
         assert stopped[waiting].status == "cancelled"
         assert stopped[running].cancel_requested_at is not None
-        assert deadlines.abandoned(session, 10) == []
+        assert abandon(session, 10) == []
 
 
 def test_a_reader_keeps_a_job_alive(sessions: Sessions) -> None:
@@ -232,7 +233,7 @@ def test_a_reader_keeps_a_job_alive(sessions: Sessions) -> None:
 
         jobs.attend(session, [read.id, unread.id], HOUR)
 
-        assert deadlines.abandoned(session, 10) == []
+        assert abandon(session, 10) == []
         session.refresh(unread)
         assert unread.attended_until is None
 

@@ -21,7 +21,7 @@ from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Retry, Sai
 from shared.prices import NANO
 from shared.statements import Loss
 from shared.tables import Account, Job, LedgerEntry
-from tests.factories import FAULT, Sessions, submission, taken, worker
+from tests.factories import FAULT, Sessions, abandon, submission, taken, worker
 from tests.stack import eventually
 
 PRICES = {"test": ["1000", "1000", "1000", "2000"]}
@@ -309,7 +309,7 @@ async def test_processes_never_wait_for_each_other_crosswise(
 ENDS: dict[str, tuple[dict[str, Any], Callable[[Session], object]]] = {
     "expire": ({"expires_at": 1}, partial(deadlines.expire, limit=10)),
     "overdue": ({"stop_after": -1000}, partial(deadlines.overdue, limit=10)),
-    "abandoned": ({"attended_for": -1000}, partial(deadlines.abandoned, limit=10)),
+    "abandoned": ({"attended_for": -1000}, partial(abandon, limit=10)),
 }
 
 

@@ -27,7 +27,7 @@ from shared.jobs import Lease
 from shared.lifecycle import NEXT, TERMINAL, JobStatus
 from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Retry
 from shared.tables import Job
-from tests.factories import FAULT, HOUR, Sessions, spoken, submitted, worker
+from tests.factories import FAULT, HOUR, Sessions, abandon, spoken, submitted, worker
 
 ROWS = ("job_metadata", "job_contents", "attempts", "jobs", "workers")
 OUTCOMES: dict[str, Callable[[Job], Outcome]] = {
@@ -202,7 +202,7 @@ class Lives(RuleBasedStateMachine):
                 session.connection().execute(
                     text(f"UPDATE jobs SET {column} = {column} - {hour} WHERE {due}")
                 )
-        for sweep in (deadlines.expire, deadlines.overdue, deadlines.abandoned):
+        for sweep in (deadlines.expire, deadlines.overdue, abandon):
             with self.step() as session:
                 sweep(session, 10)
 

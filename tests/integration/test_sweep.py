@@ -18,7 +18,7 @@ from sqlmodel import Session
 from shared import clock, connections, db, deadlines, feeding, hints, lanes, leases, queue
 from shared.lifecycle import Lane
 from shared.tables import Job
-from tests.factories import HOUR, Sessions, no_models, submitted, waiting
+from tests.factories import HOUR, Sessions, abandon, no_models, submitted, waiting
 from tests.valkey import Valkey
 from workers.control import AT_ONCE, Control
 from workers.settings import WorkerSettings
@@ -72,7 +72,7 @@ def effort(session: Session) -> int:
     assert hints.out(session, lane, WINDOW) == AT_ONCE
     assert hints.stale(session, lane, after_ms=HOUR, limit=WINDOW) == []
     assert lanes.running(session, lane) == 0
-    for step in (deadlines.expire, deadlines.overdue, deadlines.abandoned):
+    for step in (deadlines.expire, deadlines.overdue, abandon):
         assert step(session, AT_ONCE) == []
     if connection.dialect.name == "sqlite":
         connection.connection.set_progress_handler(None, 0)
