@@ -211,13 +211,13 @@ async def ring_end(
     await redis.publish(log_name(job_id), message(where, payload))
 
 
-async def listened_to(redis: Redis, job_ids: Collection[str]) -> set[str]:
-    """Those of these jobs that somebody reads just now; none while Redis cannot tell."""
+async def listened_to(redis: Redis, job_ids: Collection[str]) -> set[str] | None:
+    """Those of these jobs that somebody reads just now; None while Redis cannot tell."""
     try:
         async with promptly():
             counts: Any = await redis.pubsub_numsub(*map(log_name, job_ids))
     except (RedisError, OSError):
-        return set()
+        return None
     return {job_id for job_id, (_, count) in zip(job_ids, counts, strict=True) if count}
 
 

@@ -52,8 +52,10 @@ LAST_HINTS_WITHIN = timedelta(seconds=2)
 """For the hints that still wait then; another leader sends what is not sent."""
 READERS_ARE_BACK = 30.0
 """Seconds after the database was away in which every api has noted who reads there."""
+UNHEARD_FOR = 5.0
+"""Seconds in which nobody listened, look after look: an api that lost Redis is back by then."""
 LOOKS_AHEAD_MS = 10_000
-"""Before a job lapses: who is not heard for so long has left."""
+"""Before a job lapses we begin to look, so that this costs no time."""
 HEARD_FOR_MS = 30_000
 """For which whoever was heard counts as being there; an api that can write says otherwise."""
 LONGEST_LOOK = 5.0
@@ -113,6 +115,8 @@ class Control:
         self._rival: tuple[str, int] | None = None
         self._away_at = -READERS_ARE_BACK
         """When the database was last found away."""
+        self._unheard: dict[str, float] = {}
+        """Jobs to which nobody listens, and since when, by `time.monotonic`."""
         self._hints = Hints(celery, self._lost)
         self._probation = Probation(
             tx,
@@ -194,13 +198,20 @@ class Control:
         An api that cannot write to the database cannot note who reads there, but it listens.
         """
         lapsing = await self._tx.read(deadlines.lapsing, LOOKS_AHEAD_MS, AT_ONCE)
-        if not lapsing:
+        heard = await streams.listened_to(self._redis, lapsing) if lapsing else set()
+        if heard is None:  # without Redis nobody can tell
+            self._unheard = {}
             return
-        heard = await streams.listened_to(self._redis, lapsing)
         if heard:
             read = {job_id: lapsing[job_id] for job_id in heard}
             await self._tx(deadlines.heard, read, HEARD_FOR_MS)
-        await self._end(deadlines.abandoned, lapsing.keys() - heard)
+        now = time.monotonic()
+        self._unheard = {
+            job_id: self._unheard.get(job_id, now) for job_id in lapsing if job_id not in heard
+        }
+        gone = [job_id for job_id, since in self._unheard.items() if now - since >= UNHEARD_FOR]
+        if gone:
+            await self._end(deadlines.abandoned, gone)
 
     async def _end(self, step: Callable[..., Sequence[Job]], *arguments: object) -> None:
         """Run a step, then tell readers and workers what it did."""

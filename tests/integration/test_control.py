@@ -82,10 +82,10 @@ class Room:
         """Whether there is one; twice is no more than once when it was sent in doubt."""
         return await self.hints() > 0
 
-    async def turned(self) -> bool:
-        """Whether the loops have turned a few times."""
+    async def turned(self, times: int = 4) -> bool:
+        """Whether the loops have turned so often."""
         leader = await self.tx.read(Session.get, Leader, ROLE)
-        return leader is not None and leader.terms >= 4
+        return leader is not None and leader.terms >= times
 
     async def status(self, job: Job) -> str:
         """A job's, now."""
@@ -247,6 +247,18 @@ async def test_a_reader_that_its_api_cannot_note_is_heard(room: Room) -> None:
     await room.tx(jobs.attend, [heard.id], -1)
 
     await until(lambda: room.status(heard), JobStatus.CANCELLED.value)
+
+
+async def test_while_redis_is_away_nobody_is_given_up(room: Room, redis_server: Valkey) -> None:
+    """Who reads there, at an api that cannot note it, cannot be heard either."""
+    [job] = await room.submit(1, attended_for=-1)
+    redis_server.kill()
+    room.control()
+    await until(lambda: room.turned(8), True)
+    assert await room.status(job) == JobStatus.QUEUED
+    redis_server.restart()
+
+    await until(lambda: room.status(job), JobStatus.CANCELLED.value, 30)
 
 
 async def test_what_a_stalled_database_hides_is_no_silence() -> None:
