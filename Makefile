@@ -37,8 +37,8 @@ fmt: $(READY) ## Format the code and mend what can be mended
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## Measure what a streamed delta costs (ARGS="--streams 10"), or a batch's line (OF=batches)
-	@$(BIN)/python -m bench.$(or $(OF),streams) $(ARGS)
+bench: $(READY) ## Measure what all of it costs (ARGS="--only held"), and others (PEERS=litellm)
+	@$(BIN)/python -m bench $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 
 faults: $(READY) ## Kill everything in turn and prove that nothing is lost (ARGS="--seed 7")
 	@$(BIN)/python -m tests.faults $(ARGS)

@@ -42,6 +42,11 @@ class Postgres:
             sqlalchemy.make_url(self._uri).set(database=name).render_as_string(hide_password=False)
         )
 
+    @property
+    def pid(self) -> int:
+        """The process id of the server; its backends are its children."""
+        return int((self._server.pgdata / "postmaster.pid").read_text().split()[0])
+
     @contextmanager
     def fresh(self, template: str = "template") -> Iterator[str]:
         """The URL of a migrated, empty database that is dropped in the end.
