@@ -22,7 +22,7 @@ from shared.errors import (
     QueueFull,
     RateLimited,
 )
-from shared.idempotency import Sent
+from shared.idempotency import Asked, Sent
 from shared.jobs import Submission
 from shared.lifecycle import Lane
 from shared.prices import Prices
@@ -168,10 +168,14 @@ async def _pay(
 async def _commit(
     front: Front, admission: Admission, submissions: Sequence[Submission], sent: Sent | None
 ) -> tuple[list[Job], bool]:
-    def submit(session: Session, again: bool) -> tuple[list[Job], bool]:
-        return idempotency.submit(session, submissions, sent, again=again, check=admission.check)
+    account_id, check = submissions[0].account_id, admission.check if admission.counts else None
 
-    return await commit(front, submissions[0].account_id, submit)
+    def submit(session: Session) -> tuple[list[Job], bool]:
+        return idempotency.submit(session, submissions, sent, again=True, check=check)
+
+    asked = Asked(submissions, sent, check)
+    first = front.tx.together(account_id, idempotency.submit_together, asked)
+    return await commit(front, account_id, first, again=submit)
 
 
 def _hint(front: Front, submissions: Sequence[Submission]) -> None:

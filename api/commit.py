@@ -1,7 +1,7 @@
 """Commit what a caller submits; in doubt, find out whether that took place."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, TypeVar
 
@@ -20,13 +20,16 @@ DOUBT_WITHIN: Final = 10.0
 R = TypeVar("R")
 
 
-async def commit(front: Front, account_id: str, work: Callable[[Session, bool], R]) -> R:
-    """What `work` makes for the account; its argument says whether that was tried before.
+async def commit(
+    front: Front, account_id: str, first: Awaitable[R], *, again: Callable[[Session], R]
+) -> R:
+    """What the `first` try makes for the account, or, in doubt, `again`.
 
-    Then it may have been made already, and is to be found. Raises what it raises, or `Unavailable`.
+    By then it may have been made already, and is to be found. Raises what they raise, or
+    `Unavailable`.
     """
     try:
-        return await front.tx.by(account_id, work, False)
+        return await first
     except DatabaseUnavailable as error:
         if not error.maybe_committed:
             raise
@@ -39,6 +42,6 @@ async def commit(front: Front, account_id: str, work: Callable[[Session, bool], 
                 await asyncio.sleep(LOOK_EVERY)
                 # A collision means that the doubtful commit took place while we tried again.
                 with suppress(DatabaseUnavailable, IdempotencyInFlight, IntegrityError):
-                    return await front.tx.by(account_id, work, True)
+                    return await front.tx.by(account_id, again)
     except TimeoutError:
         raise doubt from None

@@ -162,13 +162,17 @@ class Admission:
             self.headers = meters.headers(readings)
         self._catalog, self._counts = catalog, [meter for meter in counts if meter.wanted]
 
+    @property
+    def counts(self) -> bool:
+        """Whether `check` has anything to count."""
+        return bool(self._counts)
+
     def check(self, session: Session) -> None:
         """Raise `RateLimited` if no place is free; in the transaction that takes one."""
-        if self._counts:
-            taken = places.taken_for_sure(session, self._account_id)
-            readings = meters.counted(self._counts, taken, self._catalog)
-            if any(reading.wait for reading in readings):
-                raise meters.refusal([*self._before, *readings])
+        taken = places.taken_for_sure(session, self._account_id)
+        readings = meters.counted(self._counts, taken, self._catalog)
+        if any(reading.wait for reading in readings):
+            raise meters.refusal([*self._before, *readings])
 
     async def keep(self, accepted: Sequence[Job]) -> None:
         """It became these jobs; otherwise its end gives everything back."""

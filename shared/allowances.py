@@ -14,15 +14,19 @@ from shared.prices import NANO, shown
 from shared.tables import ApiKey, Job, LedgerEntry
 
 DAY: Final = "day"
+_LIMITED: Final = (
+    select(col(ApiKey.id))
+    .where(col(ApiKey.id) == bindparam("key"), col(ApiKey.credit_limit).is_not(None))
+    .with_for_update()
+)
 
 
 def take(session: Session, key_id: str | None, nano: int) -> None:
     """Count a hold against its key's allowance, if it has one. Raises `KeyLimitReached`."""
-    limited = select(ApiKey).where(col(ApiKey.id) == key_id, col(ApiKey.credit_limit).is_not(None))
-    key = session.exec(
-        limited.with_for_update(), execution_options={"populate_existing": True}
-    ).first()
-    if key is None or key.credit_limit is None:
+    if session.connection().execute(_LIMITED, {"key": key_id}).first() is None:
+        return
+    key = session.get_one(ApiKey, key_id, populate_existing=True)
+    if key.credit_limit is None:
         return
     now = session.execute(select(database_now())).scalar_one()
     since, ends_at = period(key.credit_period, now)

@@ -24,7 +24,7 @@ from sqlmodel import Session
 
 from shared import engines
 from shared.engines import patience
-from shared.errors import Unavailable
+from shared.errors import ServiceError, Unavailable
 
 log = structlog.get_logger()
 
@@ -349,7 +349,8 @@ def _run_together(
         except Exception as error:
             if isinstance(error, DBAPIError) and not isinstance(error, OURS):
                 raise
-            log.warning("together_failed", error=repr(error))
+            if not isinstance(error, ServiceError):  # that one is told to whoever caused it
+                log.warning("together_failed", error=repr(error))
             session.rollback()
             return False
     for call, result in zip(calls, results, strict=True):

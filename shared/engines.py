@@ -1,6 +1,7 @@
 """Open SQLite or PostgreSQL as the protocol needs it, and wait for an answer only so long."""
 
 import math
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any, Final, TypeVar
 import orjson
 import psycopg
 from psycopg.abc import PQGen
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 
 RV = TypeVar("RV")
@@ -21,6 +22,8 @@ CONNECT_WITHIN: Final = 5
 """Seconds; a server may accept a connection and then say nothing."""
 BUSY_WITHIN: Final = 8
 """Seconds a writer waits while another process writes to the same SQLite file."""
+LOOK_EVERY: Final = 0.001
+"""Seconds from one look at its lock to the next."""
 POSTGRESQL_OPTIONS: Final = {
     # The server gives up before we do, so that we know what became of a statement; and it lets go
     # of what a client holds that it no longer hears from.
@@ -92,10 +95,34 @@ def _set_up_sqlite(connection: Any, _: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _begin_sqlite(connection: Any) -> None:
-    # A writer takes its lock at once: a lock taken later may fail without waiting.
-    reads = connection.get_execution_options().get("reads_only", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+def _begin_sqlite(connection: Connection) -> None:
+    driver: Any = connection.connection.driver_connection
+    if connection.get_execution_options().get("reads_only", False):
+        driver.execute("BEGIN")
+    elif not _locked(driver):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # fails, as SQLAlchemy has it
+
+
+def _locked(driver: sqlite3.Connection) -> bool:
+    """Whether this connection is the file's writer now, waiting for its turn if need be.
+
+    A writer takes its lock at once: a lock taken later may fail without waiting. SQLite itself
+    looks more and more seldom, in the end ten times a second, while others pass.
+    """
+    until = time.monotonic() + BUSY_WITHIN
+    driver.execute("PRAGMA busy_timeout=0")
+    try:
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return True
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > until:
+                    return False
+            time.sleep(LOOK_EVERY)
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={BUSY_WITHIN * 1000}")
 
 
 def _connect_postgresql(_: Any, __: Any, arguments: list[Any], options: dict[str, Any]) -> Any:

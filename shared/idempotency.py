@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import delete, func, or_
 from sqlalchemy.dialects import postgresql, sqlite
@@ -60,11 +61,42 @@ def submit(
             if not found:
                 raise NotFound(DELETED)
             return found, True
-    elif sent is not None and sent.by_sdk:
-        many = [replace(new, fingerprint=sent.fingerprint) for new in many]
+    else:
+        many = _marked(Asked(many, sent))
     if check is not None:
         check(session)
     return jobs.submit_all(session, many), False
+
+
+class Asked(NamedTuple):
+    """What one request submits."""
+
+    submissions: Sequence[Submission]
+    sent: Sent | None
+    check: Callable[[Session], None] | None = None
+
+
+def submit_together(session: Session, many: Sequence[Asked]) -> list[tuple[list[Job], bool]]:
+    """`submit` for requests of one account; those without a key or a check share statements."""
+    plain = [_marked(asked) for asked in many if _plain(asked)]
+    rows = iter(jobs.submit_all(session, [new for each in plain for new in each]))
+    return [
+        (list(islice(rows, len(asked.submissions))), False)
+        if _plain(asked)
+        else submit(session, asked.submissions, asked.sent, check=asked.check)
+        for asked in many
+    ]
+
+
+def _plain(asked: Asked) -> bool:
+    return asked.check is None and (asked.sent is None or asked.sent.key is None)
+
+
+def _marked(asked: Asked) -> Sequence[Submission]:
+    """Its submissions, so that they are known again when an SDK repeats them by itself."""
+    if asked.sent is None or not asked.sent.by_sdk:
+        return asked.submissions
+    return [replace(new, fingerprint=asked.sent.fingerprint) for new in asked.submissions]
 
 
 def enter(session: Session, account_id: str, sent: Sent, new_ids: list[str]) -> list[str] | None:

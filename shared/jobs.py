@@ -5,17 +5,19 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, bindparam, delete, func, insert, or_, update
+from sqlalchemy import BigInteger, ColumnElement, bindparam, delete, insert, or_, update
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
-from shared import clock, events, ids, ledger, moving
+from shared import clock, events, ids, ledger, moving, rows
 from shared.clock import database_now, due_at
 from shared.errors import ContentExpired, Fault, IllegalTransition, InvalidRequest, NotFound
 from shared.lifecycle import TERMINAL, JobStatus, Lane
 from shared.prices import Prices
 from shared.tables import Attempt, Job, JobContent, JobMetadata
 
+_NOW: Final = select(database_now())
+_JOBS: Final = insert(Job)
 _CONTENTS: Final = insert(JobContent)
 _CHARGED: Final = (
     update(Job)
@@ -86,58 +88,61 @@ def submit(session: Session, new: Submission) -> Job:
 
 def submit_all(session: Session, many: Sequence[Submission]) -> list[Job]:
     """Accept all of them, or, when one raises, none. Raises what `ledger.hold` does."""
-    holds = {new.job_id: new.hold for new in many if new.hold}
-    if holds:
-        ledger.hold(session, many[0].account_id, holds, key_id=many[0].key_id)
+    if not many:
+        return []
+    for account_id, key_id in {(new.account_id, new.key_id): None for new in many if new.hold}:
+        own = {new.job_id: new.hold for new in many if new.hold and new.key_id == key_id}
+        ledger.hold(session, account_id, own, key_id=key_id)
     # With plain values the rows travel together: a thousand take two statements, not thousands.
-    now = session.execute(select(database_now())).scalar_one()
-    rows = [_row(new, now) for new in many]
-    session.add_all(rows)
     session.flush()
+    now = session.connection().execute(_NOW).scalar_one()
+    values = [_values(new, now) for new in many]
+    session.connection().execute(_JOBS, [rows.stored(Job, each) for each in values])
     if contents := [{"job_id": new.job_id, "request": new.body} for new in many]:
         session.connection().execute(_CONTENTS, contents)
     for new in many:
         _keep_metadata(session, new.job_id, new.account_id, new.metadata)
     session.flush()
-    return rows
+    return [rows.put(session, Job, each) for each in values]
 
 
-def _row(new: Submission, now: int) -> Job:
-    return Job(
-        id=new.job_id,
-        account_id=new.account_id,
-        key_id=new.key_id,
-        request_id=new.request_id,
-        fingerprint=new.fingerprint,
-        batch_id=new.batch_id,
-        custom_id=new.custom_id,
-        line=new.line,
-        model=new.model,
-        lane=new.lane.value,
-        stream=new.stream,
-        include_usage=new.include_usage,
-        background=new.background,
-        on_disconnect="continue" if new.attended_for is None else "cancel",
-        status_reason="waiting_for_worker" if new.run_at is None else "scheduled",
-        max_attempts=new.max_attempts,
-        created_at=now,
-        run_at=new.run_at,
-        hinted_at=now if new.hinted and new.run_at is None else None,
-        expires_at=new.expires_at,
-        stop_at=None if new.stop_after is None else now + new.stop_after,
-        attended_until=None if new.attended_for is None else now + new.attended_for,
-        held=new.hold or None,
-        hold_due=new.hold_due or None,
-        prices=new.prices if new.hold or new.hold_due else None,
-        job_metadata=new.metadata,
-        webhook=new.webhook,
-    )
+def _values(new: Submission, now: int) -> dict[str, Any]:
+    return {
+        **rows.blank(Job),
+        "id": new.job_id,
+        "account_id": new.account_id,
+        "key_id": new.key_id,
+        "request_id": new.request_id,
+        "fingerprint": new.fingerprint,
+        "batch_id": new.batch_id,
+        "custom_id": new.custom_id,
+        "line": new.line,
+        "model": new.model,
+        "lane": new.lane.value,
+        "stream": new.stream,
+        "include_usage": new.include_usage,
+        "background": new.background,
+        "on_disconnect": "continue" if new.attended_for is None else "cancel",
+        "status_reason": "waiting_for_worker" if new.run_at is None else "scheduled",
+        "max_attempts": new.max_attempts,
+        "created_at": now,
+        "run_at": new.run_at,
+        "hinted_at": now if new.hinted and new.run_at is None else None,
+        "expires_at": new.expires_at,
+        "stop_at": None if new.stop_after is None else now + new.stop_after,
+        "attended_until": None if new.attended_for is None else now + new.attended_for,
+        "held": new.hold or None,
+        "hold_due": new.hold_due or None,
+        "prices": new.prices if new.hold or new.hold_due else None,
+        "job_metadata": new.metadata,
+        "webhook": new.webhook,
+    }
 
 
 def find(session: Session, account_id: str, shown_id: str) -> Job:
     """The account's job behind any of its three ids. Raises `NotFound`."""
     job_id = ids.bare(shown_id)
-    job = session.get(Job, job_id) if job_id else None
+    job = rows.get(session, Job, job_id) if job_id else None
     if job is None or job.account_id != account_id:
         raise NotFound(f"There is no job {shown_id[:64]!r}.")
     return job
@@ -190,13 +195,14 @@ def move(
     """
     attempt = None if held is None else held.attempt
     change, named = moving.statement(job_id, to, guards, attempt=attempt, columns=columns)
-    done = session.execute(change, named).one_or_none()
+    session.flush()
+    done = session.connection().execute(change, named).one_or_none()
     if done is None:
         raise IllegalTransition(f"Job {job_id!r} can no longer become {to.value!r}.")
-    moved: Job = done[0]
+    moved = rows.load(session, Job, done[1:])
     if to in TERMINAL and moved.held is not None:
         _charge(session, moved, price(moved.prices, bill, moved.usage))
-    if to in TERMINAL and (moved.webhook is not None or done[1]):
+    if to in TERMINAL and (moved.webhook is not None or done.wanted):
         events.job_ended(session, moved)
     return moved
 
@@ -216,7 +222,8 @@ def begin(
     """Let those of these jobs begin for which the guards hold, and return them: `move` for many."""
     to = JobStatus.IN_PROGRESS
     change, named = moving.statement(job_ids, to, guards, attempt=None, columns=columns)
-    return [job for job, _ in session.execute(change, named)]
+    session.flush()
+    return [rows.load(session, Job, row[1:]) for row in session.connection().execute(change, named)]
 
 
 def end_waiting(
@@ -387,12 +394,3 @@ def _keep_metadata(
 ) -> None:
     for key, value in (metadata or {}).items():
         session.add(JobMetadata(job_id=job_id, account_id=account_id, key=key, value=value))
-
-
-def unfinished(session: Session) -> dict[str, int]:
-    """How many jobs wait and how many run."""
-    counts = {}
-    for status in (JobStatus.QUEUED, JobStatus.IN_PROGRESS):
-        found = select(func.count()).where(col(Job.status) == status.value)
-        counts[status.value] = session.exec(found).one()
-    return counts

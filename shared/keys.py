@@ -9,10 +9,11 @@ import hmac
 import re
 from typing import Any, Final, Literal, TypedDict, Unpack
 
-from sqlalchemy import func, update
+import sqlalchemy
+from sqlalchemy import bindparam, func, update
 from sqlmodel import Session, col, select
 
-from shared import accounts, clock, ids, pages
+from shared import accounts, clock, ids, pages, rows
 from shared.clock import database_now
 from shared.errors import InvalidApiKey, InvalidRequest, NotFound
 from shared.tables import Account, ApiKey, Job
@@ -25,6 +26,17 @@ COMPLETIONS: Final = "completions"
 ADMIN: Final = "admin"
 _KEY = re.compile(
     rf"ak_([{ids.ALPHABET}]{{{PUBLIC_LETTERS}}})_([{ids.ALPHABET}]{{{SECRET_LETTERS}}})"
+)
+
+
+_BEARER: Final = (
+    sqlalchemy.select(
+        (col(ApiKey.expires_at) <= database_now()).label("expired"),
+        *rows.columns(ApiKey),
+        *rows.columns(Account),
+    )
+    .join_from(ApiKey, Account)
+    .where(col(ApiKey.public_id) == bindparam("named"))
 )
 
 
@@ -59,15 +71,14 @@ def authenticate(session: Session, text: str) -> tuple[ApiKey, Account]:
     match = _KEY.fullmatch(text)
     if match is None:
         raise InvalidApiKey("This is not an API key of this service: they read ak_…_….")
-    expired = col(ApiKey.expires_at) <= database_now()
-    rows = select(ApiKey, Account, expired).join(Account)
-    found = session.exec(rows.where(col(ApiKey.public_id) == match[1])).one_or_none()
-    proven = hmac.compare_digest(found[0].secret_hash if found else bytes(32), _hash(match[2]))
-    if found is None or not proven or found[0].revoked_at is not None:
+    found = session.connection().execute(_BEARER, {"named": match[1]}).one_or_none()
+    key = None if found is None else rows.load(session, ApiKey, found[1:])
+    proven = hmac.compare_digest(key.secret_hash if key else bytes(32), _hash(match[2]))
+    if found is None or key is None or not proven or key.revoked_at is not None:
         raise InvalidApiKey("This API key is unknown or was revoked.")
-    key, account, over = found
-    if over:
+    if found.expired:
         raise InvalidApiKey("This API key has expired.")
+    account = rows.load(session, Account, found[1 + len(rows.columns(ApiKey)) :])
     accounts.check_enabled(account)
     return key, account
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy
-from sqlalchemy import ColumnElement, Row, func
+from sqlalchemy import ColumnElement, Row, bindparam, func
 from sqlmodel import Session, col, select
 
 from shared.clock import database_now
@@ -16,6 +16,23 @@ LATELY: Final = 60_000
 """Milliseconds."""
 SAMPLE: Final = 2_000
 """Of the jobs that ended lately, and of those that run, so many are looked at."""
+
+
+# Whoever is told when a job may start needs these, and to build them takes longer than to run them.
+_RUNNING: Final = sqlalchemy.select(func.count()).where(
+    col(Job.status) == JobStatus.IN_PROGRESS.value, col(Job.lane) == bindparam("wanted")
+)
+_LAST: Final = (
+    sqlalchemy.select(*map(col, (Job.lane, Job.attempt, Job.started_at, Job.completed_at)))
+    .where(col(Job.completed_at) > database_now() - LATELY)
+    .order_by(col(Job.completed_at).desc())
+    .limit(SAMPLE)
+    .subquery()
+)
+# From the start of the first: what began together may end together, in no time.
+_DRAINED: Final = sqlalchemy.select(
+    func.count(), database_now() - func.min(_LAST.c.started_at)
+).where(_LAST.c.lane == bindparam("wanted"), _LAST.c.attempt > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +49,15 @@ class Pace:
     def wait(self, share: float) -> int | None:
         """The milliseconds within which this share of the jobs started; None if none did."""
         return self.waits[int(share * (len(self.waits) - 1))] if self.waits else None
+
+
+def unfinished(session: Session) -> dict[str, int]:
+    """How many jobs wait and how many run."""
+    counts = {}
+    for status in (JobStatus.QUEUED, JobStatus.IN_PROGRESS):
+        found = select(func.count()).where(col(Job.status) == status.value)
+        counts[status.value] = session.exec(found).one()
+    return counts
 
 
 def depths(session: Session) -> Counter[str]:
@@ -57,24 +83,12 @@ def depths(session: Session) -> Counter[str]:
 
 def running(session: Session, lane: str) -> int:
     """How many jobs of a lane run."""
-    found = select(func.count()).where(
-        col(Job.status) == JobStatus.IN_PROGRESS.value, col(Job.lane) == lane
-    )
-    return session.exec(found).one()
+    return int(session.connection().execute(_RUNNING, {"wanted": lane}).scalar_one())
 
 
 def drained(session: Session, lane: Lane) -> tuple[int, float]:
     """How many jobs of a lane were run to their end lately, and in how many seconds."""
-    columns = (Job.lane, Job.attempt, Job.started_at, Job.completed_at)
-    since = col(Job.completed_at) > database_now() - LATELY
-    rows = sqlalchemy.select(*map(col, columns)).where(since)
-    ended = rows.order_by(col(Job.completed_at).desc()).limit(SAMPLE).subquery()
-    # From the start of the first: what began together may end together, in no time.
-    span = database_now() - func.min(ended.c.started_at)
-    ran = sqlalchemy.select(func.count(), span).where(
-        ended.c.lane == lane.value, ended.c.attempt > 0
-    )
-    many, milliseconds = session.execute(ran).one()
+    many, milliseconds = session.connection().execute(_DRAINED, {"wanted": lane.value}).one()
     return many, (milliseconds or 0) / 1000
 
 

@@ -25,6 +25,7 @@ from shared.tables import Attempt, Job, JobContent, Worker
 _NEXT: Final = col(Job.attempt) + 1
 _NOW: Final = database_now()
 _TRY: Final = insert(Attempt)
+_SLOTS: Final = select(func.sum(Worker.slots)).where(col(Worker.alive))
 _ASKED: Final = select(JobContent.job_id, JobContent.request).where(
     col(JobContent.job_id).in_(bindparam("ours", expanding=True))
 )
@@ -112,9 +113,8 @@ def _bring(session: Session, one: Held, former: str, worker_id: str) -> None:
 def beat(session: Session, worker_id: str) -> list[Held] | None:
     """Keep the lease; returns all it holds, or None when it is lost."""
     kept = update(Worker).where(col(Worker.id) == worker_id, col(Worker.alive))
-    if _rows(session, kept.values(beats=col(Worker.beats) + 1)) == 0:
-        return None
-    return _held(session, worker_id)
+    beaten = _rows(session, kept.values(beats=col(Worker.beats) + 1))
+    return _held(session, worker_id) if beaten else None
 
 
 def hand_back(session: Session, worker_id: str, held: Sequence[Held]) -> list[Job]:
@@ -148,7 +148,7 @@ def retire(session: Session, worker_id: str) -> None:
 
 def slots(session: Session) -> int:
     """How many jobs all live workers together may have in flight."""
-    return session.exec(select(func.sum(Worker.slots)).where(col(Worker.alive))).one() or 0
+    return session.connection().execute(_SLOTS).scalar_one() or 0
 
 
 def alive(session: Session) -> dict[str, int]:

@@ -28,6 +28,14 @@ HELD_FOR = timedelta(seconds=5)
 
 # Every job that costs something needs these, and to build them takes longer than to run them.
 _ENTER: Final = insert(LedgerEntry)
+_HOLD: Final = (
+    update(Account)
+    .where(col(Account.id) == bindparam("account"), col(Account.credits) >= bindparam("wanted"))
+    .values(
+        credits=col(Account.credits) - bindparam("wanted"),
+        held=col(Account.held) + bindparam("wanted"),
+    )
+)
 _RELEASE: Final = (
     update(Account)
     .where(col(Account.id) == bindparam("account"))
@@ -76,14 +84,8 @@ def hold(
     Raises `InsufficientCredits`, or `KeyLimitReached` for what the key may not spend.
     """
     total = sum(holds.values())
-    enough = update(Account).where(col(Account.id) == account_id, col(Account.credits) >= total)
-    moved = session.execute(
-        enough.values(
-            credits=col(Account.credits) - total, held=col(Account.held) + total
-        ).returning(col(Account.id)),
-        execution_options={"synchronize_session": False},
-    )
-    if moved.first() is None:
+    moved = session.connection().execute(_HOLD, {"account": account_id, "wanted": total})
+    if moved.rowcount == 0:
         raise _insufficient(session, account_id, total)
     allowances.take(session, key_id, total)
     _enter(session, account_id, [(job_id, HOLD, -nano) for job_id, nano in holds.items()])

@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Executable, SQLColumnExpression, bindparam, false, update
 from sqlmodel import col
 
-from shared import events
+from shared import events, rows
 from shared.clock import database_now
 from shared.lifecycle import TERMINAL, JobStatus, leading_to
 from shared.tables import Job
@@ -32,8 +32,8 @@ def statement(
     """The UPDATE of a job, or of several, and its parameters; with an `attempt`, of one that is in
     the midst of it.
 
-    It returns the job, or only its id unless `whole`, and whether its account has an endpoint that
-    is told of its end.
+    It returns whether its account has an endpoint that is told of its end, and all of the job's
+    columns, or only its id unless `whole`.
     """
     if to in TERMINAL:
         columns = {"completed_at": _NOW, **columns, "status_reason": None}
@@ -73,6 +73,5 @@ def _built(
         update(Job)
         .where(*conditions)
         .values(status=to.value, **columns)
-        .returning(Job if whole else col(Job.id), told.label("wanted"))
-        .execution_options(synchronize_session=False, populate_existing=True)
+        .returning(told.label("wanted"), *(rows.columns(Job) if whole else [col(Job.id)]))
     )

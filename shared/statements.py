@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Numeric, case, cast, func, literal
+from sqlalchemy import ColumnElement, Numeric, bindparam, case, cast, func, literal
 from sqlmodel import Session, col, select
 
 from shared import ids
@@ -13,6 +13,9 @@ from shared.tables import Account, Attempt, Job, LedgerEntry
 
 DAY: Final = 86_400_000
 """Milliseconds."""
+_BALANCE: Final = select(col(Account.credits), col(Account.held)).where(
+    col(Account.id) == bindparam("account")
+)
 Grouping = Literal["day", "model", "key"]
 
 
@@ -36,8 +39,7 @@ class Loss(NamedTuple):
 
 def balance(session: Session, account_id: str) -> Balance:
     """What can be spent, and what is set aside for jobs that have not ended."""
-    account = session.get_one(Account, account_id)
-    return Balance(account.credits, account.held)
+    return Balance(*session.connection().execute(_BALANCE, {"account": account_id}).one())
 
 
 def entries(

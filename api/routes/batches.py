@@ -88,12 +88,13 @@ async def _accepted(front: Front, order: Order, new: NewBatch) -> tuple[Batch, b
     """Commit the batch, or find the one that this request became earlier (True)."""
     lines = 0 if order.errors else order.file.lines
 
-    def create(session: Session, _: bool) -> tuple[Batch, bool]:
+    def create(session: Session) -> tuple[Batch, bool]:
         return batches.create(session, new, order.sent, order.errors)
 
     try:
         front.backlog.check(lines)
-        batch, again = await commit(front, new.account_id, create)
+        first = front.tx.by(new.account_id, create)
+        batch, again = await commit(front, new.account_id, first, again=create)
     except QueueFull:
         # A batch that is there already takes no room.
         known = await front.tx.read(batches.known, new, order.sent)

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from api.deps import FrontDep
 from api.errors import json_response
 from api.front import Front
-from shared import jobs, leases
+from shared import lanes, leases
 from shared.errors import NotFound, Unavailable
 from shared.lifecycle import JobStatus, Lane
 
@@ -90,7 +90,7 @@ async def _counted(front: Front) -> tuple[Mapping[str, float], float]:
     """The jobs that have not ended, by status, and the live workers."""
     try:
         async with asyncio.timeout(COUNT_WITHIN):
-            unfinished = await front.tx.read(jobs.unfinished)
+            unfinished = await front.tx.read(lanes.unfinished)
             return unfinished, len(await front.tx.read(leases.alive))
     except (TimeoutError, Unavailable):
         return dict.fromkeys((JobStatus.QUEUED, JobStatus.IN_PROGRESS), math.nan), math.nan

@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 from sqlmodel import Session
 
-from shared import db, jobs
+from shared import db, lanes
 from tests.faults import forms
 from tests.faults.callers import Record
 from tests.faults.evidence import collect
@@ -152,7 +152,7 @@ async def _all_ended(machine: Machine) -> None:
 
     def unfinished() -> bool:
         with Session(engine) as session:
-            return any(jobs.unfinished(session).values())
+            return any(lanes.unfinished(session).values())
 
     try:
         while await asyncio.to_thread(unfinished):

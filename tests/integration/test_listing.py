@@ -167,7 +167,7 @@ QUERIES: dict[str, Callable[[Session, str, str], object]] = {
     "anonymise": lambda session, *_: retention.anonymise(session, 0, 10),
     "forget workers": lambda session, *_: retention.forget_workers(session, 0, 10),
     "places": lambda session, account, _: places.taken_for_sure(session, account),
-    "unfinished": lambda session, *_: jobs.unfinished(session),
+    "unfinished": lambda session, *_: lanes.unfinished(session),
 }
 
 
