@@ -6,9 +6,11 @@ and reads the log instead. Nobody waits for the slowest.
 """
 
 import asyncio
+import math
+import time
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import structlog
@@ -36,6 +38,8 @@ class Bell:
     def __init__(self) -> None:
         self.missed = False
         """Something may have been lost: read the log."""
+        self.early = True
+        """Nothing can have been said yet."""
         self._messages: deque[bytes] = deque()
         self._rung = asyncio.Event()
 
@@ -46,6 +50,12 @@ class Bell:
         elif not self.missed:
             self._messages.append(message)
             self._rung.set()
+
+    def confirmed(self) -> None:
+        """Redis tells us of everything from now on."""
+        if not self.early:
+            self.miss()
+        self.early = False
 
     def miss(self) -> None:
         """Forget what waits; the log has it all."""
@@ -61,11 +71,12 @@ class Bell:
         """The messages that came, at once or within so many seconds; none, and `missed`, if some
         may be lost."""
         if not self._rung.is_set():
+            # A tenth of what `asyncio.timeout` takes, which comes with every word.
+            timer = asyncio.get_running_loop().call_later(seconds, self._rung.set)
             try:
-                async with asyncio.timeout(seconds):
-                    await self._rung.wait()
-            except TimeoutError:
-                return []
+                await self._rung.wait()
+            finally:
+                timer.cancel()
         self._rung.clear()
         messages = list(self._messages)
         self._messages.clear()
@@ -89,6 +100,8 @@ class Hub:
         """Channels to subscribe to (True) or to leave, in the next write."""
         self._wake = asyncio.Event()
         self._pause = FIRST_PAUSE
+        self._heard_at = 0.0
+        """When Redis last said anything, by `time.monotonic`."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -117,20 +130,28 @@ class Hub:
         Returns once Redis has confirmed, or after a while without: then `missed` will be set when
         it does.
         """
-        channel, bell = streams.log_name(job_id).encode(), Bell()
-        bells = self._bells.setdefault(channel, set())
-        bells.add(bell)
-        acknowledged = self._acknowledged.get(channel)
-        if acknowledged is None:
-            acknowledged = self._acknowledged[channel] = asyncio.Event()
-            self._want(channel, True)
-        try:
+        with self.listening(job_id) as bell:
+            bell.early = False
+            acknowledged = self._acknowledged[streams.log_name(job_id).encode()]
             if not acknowledged.is_set():
                 try:
                     async with asyncio.timeout(ACKNOWLEDGED_WITHIN):
                         await acknowledged.wait()
                 except TimeoutError:
                     log.warning("subscription_waits", job_id=job_id)
+            yield bell
+
+    @contextmanager
+    def listening(self, job_id: str) -> Iterator[Bell]:
+        """The same without waiting for Redis: `missed` will be set when it has confirmed, unless
+        the bell is `early` then, as that of a job that is not committed yet."""
+        channel, bell = streams.log_name(job_id).encode(), Bell()
+        bells = self._bells.setdefault(channel, set())
+        bells.add(bell)
+        if channel not in self._acknowledged:
+            self._acknowledged[channel] = asyncio.Event()
+            self._want(channel, True)
+        try:
             yield bell
         finally:
             bells.discard(bell)
@@ -160,6 +181,7 @@ class Hub:
         pool: Any = self.redis.connection_pool
         connection: Any = pool.make_connection()
         await connection.connect()
+        self._heard_at = time.monotonic()
         try:
             self._pause = FIRST_PAUSE
             self._wanted = dict.fromkeys(self._bells, True)
@@ -171,8 +193,11 @@ class Hub:
             await connection.disconnect()
 
     async def _write(self, connection: AbstractConnection) -> None:
-        """Subscribe to what is wanted as soon as it is; ping when there is nothing to do."""
-        while True:
+        """Subscribe to what is wanted as soon as it is; ping when there is nothing to do.
+
+        Our own pings are answered every second: silence means that the connection is dead.
+        """
+        while time.monotonic() - self._heard_at < SILENT_FOR:
             try:
                 async with asyncio.timeout(PING_EVERY):
                     await self._wake.wait()
@@ -185,11 +210,12 @@ class Hub:
                 channels = [name for name, want in wanted.items() if want is subscribed]
                 if channels:
                     await connection.send_command(command, *channels, check_health=False)
+        raise ConnectionError("Redis says nothing")
 
     async def _read(self, connection: AbstractConnection) -> None:
         while True:
-            # Our own pings are answered every second: silence means that the connection is dead.
-            reply = await connection.read_response(disable_decoding=True, timeout=SILENT_FOR)
+            reply = await connection.read_response(disable_decoding=True, timeout=math.inf)
+            self._heard_at = time.monotonic()
             kind = reply[0] if isinstance(reply, list) else None
             if kind == b"message":
                 for bell in self._bells.get(reply[1], ()):
@@ -199,4 +225,4 @@ class Hub:
                 if acknowledged is not None:
                     acknowledged.set()
                 for bell in self._bells.get(reply[1], ()):
-                    bell.miss()
+                    bell.confirmed()

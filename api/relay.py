@@ -10,7 +10,7 @@ from api.wire.objects import fault, job_object
 from shared import jobs, streams
 from shared.errors import Draining, Fault, Unavailable
 from shared.lifecycle import JobStatus
-from shared.streams import DELTAS, END, RETRYING, STARTED, Entry
+from shared.streams import DELTAS, END, RETRYING, Entry
 from shared.tables import Job
 
 RESTARTED: Final = Fault(
@@ -72,7 +72,8 @@ async def events(front: Front, job: Job, *, after: int) -> AsyncGenerator[bytes]
     follower = Follower(front.tx, front.hub, job, after=after)
     quiet = min(2.0, front.settings.heartbeat.total_seconds())
     with front.attendance.reading(job, anew=True) as presence:
-        if after == FROM_START:
+        begun = after != FROM_START
+        if not begun:
             yield sse.RETRY + sse.event_frame("job.queued", {"job": job_object(job)})
         async for entries in follower.entries(quiet):
             out = []
@@ -87,7 +88,8 @@ async def events(front: Front, job: Job, *, after: int) -> AsyncGenerator[bytes]
                         yield b"".join(out)
                         return
                 else:
-                    name = "job.started" if entry.kind == STARTED else "job.retrying"
+                    again = begun and entry.kind == RETRYING
+                    begun, name = True, "job.retrying" if again else "job.started"
                     out.append(sse.event_frame(name, entry.fields, entry.seq))
             yield b"".join(out)
             if front.draining:

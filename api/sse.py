@@ -7,7 +7,6 @@ frame that has data, a heartbeat of one line without a blank one after it, and a
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
 from typing import Any, Final
 
 import orjson
@@ -123,6 +122,8 @@ class EventStream(Response):
         self._frames = frames
         self._heartbeat = settings.heartbeat.total_seconds()
         self._unread_timeout = settings.unread_timeout.total_seconds()
+        self._unread_since: float | None = None
+        """Since when a piece has been waiting to be taken, by the loop's clock."""
         self._ping = ping
         self.status_code = 200
         self.background = None
@@ -133,13 +134,20 @@ class EventStream(Response):
         """Serve the stream to its end."""
         sending = asyncio.ensure_future(self._send(send))
         leaving = asyncio.ensure_future(left(receive))
+        patience = asyncio.ensure_future(self._patience())
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, leaving, patience}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
-                with suppress(TimeoutError):  # it took no bytes for too long
-                    sending.result()
+                sending.result()
         finally:
-            await background.stop(sending, leaving)
+            await background.stop(sending, leaving, patience)
+
+    async def _patience(self) -> None:
+        """Return when the client has taken no bytes for too long: one timer for all it is sent."""
+        loop, waited = asyncio.get_running_loop(), 0.0
+        while waited < self._unread_timeout:
+            await asyncio.sleep(self._unread_timeout - waited)
+            waited = 0.0 if self._unread_since is None else loop.time() - self._unread_since
 
     async def _send(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
@@ -160,9 +168,9 @@ class EventStream(Response):
         await self._body(send, b"", more=False)
 
     async def _body(self, send: Send, frames: bytes, *, more: bool = True) -> None:
-        """Send a piece of the body. Raises `TimeoutError` when the client takes no bytes."""
-        async with asyncio.timeout(self._unread_timeout):
-            await send({"type": "http.response.body", "body": frames, "more_body": more})
+        self._unread_since = asyncio.get_running_loop().time()
+        await send({"type": "http.response.body", "body": frames, "more_body": more})
+        self._unread_since = None
 
 
 async def left(receive: Receive) -> None:

@@ -1,7 +1,7 @@
-"""Lines of batches that complete by the hundred: what `leases.settle` does, in a few statements.
+"""Jobs that complete by the hundred: what `leases.settle` does, in a few statements.
 
 Most end plainly: still held, and at no more than was set aside. The row of each is moved by the
-UPDATE that `jobs.move` runs; what follows from that is written for all at once. Every other line is
+UPDATE that `jobs.move` runs; what follows from that is written for all at once. Every other one is
 left to `leases.settle`.
 """
 
@@ -21,7 +21,7 @@ from shared.tables import Job
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Done:
     """One that has completed, and the job as it was claimed."""
 
     lease: Lease
@@ -39,69 +39,69 @@ class Line:
         return self.job.webhook is None and self.cost <= (self.job.held or 0)
 
 
-def settle(session: Session, lines: list[Line]) -> list[JobStatus | None]:
+def settle(session: Session, many: list[Done]) -> list[JobStatus | None]:
     """Write down how each ended; its status, or None for one whose lease was lost.
 
     They are one account's. Idempotent, as `leases.settle` is.
     """
     connection = session.connection()
     # In order, as everybody takes several rows.
-    in_turn = sorted(lines, key=lambda line: line.lease.job_id)
-    moved = [(line, _move(connection, line)) for line in in_turn if line.plain]
-    done = {line.lease: line for line, row in moved if row is not None}
-    _keep(session, connection, list(done.values()))
-    _tell(session, [line.job for line, row in moved if row is not None and row.wanted])
-    return [JobStatus.COMPLETED if line.lease in done else _alone(session, line) for line in lines]
+    in_turn = sorted(many, key=lambda one: one.lease.job_id)
+    moved = [(one, _move(connection, one)) for one in in_turn if one.plain]
+    ended = {one.lease: one for one, row in moved if row is not None}
+    _keep(session, connection, list(ended.values()))
+    _tell(session, [one.job for one, row in moved if row is not None and row.wanted])
+    return [JobStatus.COMPLETED if one.lease in ended else _alone(session, one) for one in many]
 
 
-def _move(connection: Connection, line: Line) -> Row[Any] | None:
+def _move(connection: Connection, one: Done) -> Row[Any] | None:
     """The row if it was moved: its id, and whether its account has an endpoint."""
-    columns = leases.progress(line.outcome.said)
-    if line.job.held is not None:
-        columns["cost"] = line.cost
+    columns = leases.progress(one.outcome.said)
+    if one.job.held is not None:
+        columns["cost"] = one.cost
     change, named = moving.statement(
-        line.lease.job_id,
+        one.lease.job_id,
         JobStatus.COMPLETED,
         (),
-        attempt=line.lease.attempt,
+        attempt=one.lease.attempt,
         columns={"error": None, **columns},
         whole=False,
     )
     return connection.execute(change, named).one_or_none()
 
 
-def _keep(session: Session, connection: Connection, lines: Sequence[Line]) -> None:
+def _keep(session: Session, connection: Connection, many: Sequence[Done]) -> None:
     """What follows from the end of these: their content, the attempts, the credits."""
-    if not lines:
+    if not many:
         return
     now = clock.now()
-    contents: list[dict[str, Any]] = [leases.kept(each.lease, each.outcome.said) for each in lines]
+    contents: list[dict[str, Any]] = [leases.kept(each.lease, each.outcome.said) for each in many]
     connection.execute(leases.KEEP, contents)
     tries = [
         leases.tried(each.lease, "completed", each.outcome.said, None, each.job, now)
-        for each in lines
+        for each in many
     ]
     connection.execute(leases.NOTE, tries)
     ledger.settle_all(
         session,
         [
             Settled(each.job.account_id, each.job.key_id, each.job.id, each.job.held, each.cost)
-            for each in lines
+            for each in many
             if each.job.held is not None
         ],
     )
 
 
 def _tell(session: Session, ended: Sequence[Job]) -> None:
-    """Record the end of those whose account has an endpoint, as far as that asks for lines."""
+    """Record the end of those whose account has an endpoint; of lines, if that asks for them."""
     batch_ids = {job.batch_id for job in ended if job.batch_id is not None}
     asked = {one for one in batch_ids if events.lines_wanted(session, one, JobStatus.COMPLETED)}
     for job in ended:
-        if job.batch_id in asked:
+        if job.batch_id is None or job.batch_id in asked:
             row = session.get_one(Job, job.id, populate_existing=True)
             events.job_ended(session, row)
 
 
-def _alone(session: Session, line: Line) -> JobStatus | None:
-    job = leases.settle(session, line.lease, line.outcome)
+def _alone(session: Session, one: Done) -> JobStatus | None:
+    job = leases.settle(session, one.lease, one.outcome)
     return None if job is None else JobStatus(job.status)

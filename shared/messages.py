@@ -1,18 +1,71 @@
 """Messages as they lie in the broker's queues, and three repairs to how kombu 5.7 handles them.
 
+A hint is written here, field by field as Celery would: its own way takes forty times as long.
+
 Two are for something that would end a worker, the third for what costs it most; tests fail without
 them.
 """
 
 import logging
-from base64 import b64decode
-from collections.abc import Collection
-from typing import Any, cast
+from base64 import b64decode, b64encode
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, cast
 
 import orjson
+from celery.utils import uuid
+from celery.utils.nodenames import anon_nodename
 from kombu.transport.redis import Channel, Transport
 
 log = logging.getLogger(__name__)
+
+_HEADERS: Final = {
+    "lang": "py",
+    "shadow": None,
+    "eta": None,
+    "expires": None,
+    "group": None,
+    "group_index": None,
+    "retries": 0,
+    "timelimit": [None, None],
+    "parent_id": None,
+    "origin": anon_nodename(),
+    "ignore_result": True,
+    "replaced_task_nesting": 0,
+    "stamped_headers": None,
+    "stamps": {},
+}
+
+
+def hint(task: str, job_ids: Sequence[str], options: Mapping[str, bool], queue: str) -> bytes:
+    """The message that Celery sends for a task with these arguments, on its way to a queue."""
+    task_id, args = uuid(), list(job_ids)
+    embedded = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    headers = {
+        **_HEADERS,
+        "task": task,
+        "id": task_id,
+        "root_id": task_id,
+        "argsrepr": repr(args),
+        "kwargsrepr": repr(options),
+    }
+    properties = {
+        "correlation_id": task_id,
+        "reply_to": "",
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": queue},
+        "priority": 0,
+        "body_encoding": "base64",
+        "delivery_tag": uuid(),
+    }
+    return orjson.dumps(
+        {
+            "body": b64encode(orjson.dumps([args, options, embedded])).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": headers,
+            "properties": properties,
+        }
+    )
 
 
 def arguments(message: Any) -> list[Any]:

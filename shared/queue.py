@@ -2,19 +2,17 @@
 
 import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from queue import Empty, Full, Queue
 from threading import Thread
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 from celery import Celery
-from celery.utils import uuid
 from kombu import entity
 from kombu.connection import Connection
-from kombu.messaging import Producer
 from redis.asyncio import Redis
 
 from shared import messages
@@ -32,8 +30,23 @@ ROUND: Final = 1_000
 PAGE: Final = 500
 """Hints that are read from a queue at once: half a megabyte, and milliseconds of a loop's time."""
 
-Hint = tuple[Lane, Sequence[str]]
-"""A message: which jobs to look at."""
+SHARED: Final = 8
+"""Interactive jobs that share a hint while the workers keep up."""
+SHORT: Final = 4
+"""Hints in a queue that is emptied as fast as it fills."""
+
+
+class Hint(NamedTuple):
+    """A message: which jobs to look at."""
+
+    lane: Lane
+    job_ids: Sequence[str]
+    options: Mapping[str, bool] = {}
+    """`wait`, if not all of them may be looked at one after another."""
+
+
+NOW_OR_ELSEWHERE: Final = {"wait": False}
+"""What finds no slot at once is hinted again, perhaps to another worker."""
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +62,7 @@ def connect(redis_url: str) -> Celery:
     url, master = _without_master(redis_url)
     app = Celery("sluice", broker=url, set_as_current=False)
     app.conf.update(
-        task_queues=[entity.Queue(name) for name in QUEUES],  # type: ignore[no-untyped-call]
+        task_queues=[_queue(name) for name in QUEUES],
         task_default_queue=MAINTENANCE,
         task_create_missing_queues=False,
         task_serializer="json",
@@ -63,7 +76,7 @@ def connect(redis_url: str) -> Celery:
         task_store_errors_even_if_ignored=False,
         task_publish_retry=False,  # a failed publish is the feeder's to repeat
         task_send_sent_event=False,
-        worker_send_task_events=True,  # Flower's
+        worker_send_task_events=False,  # Flower asks for them
         # Fetch a hint only when a slot is free: what waits, waits where another worker sees it.
         worker_disable_prefetch=True,
         worker_prefetch_multiplier=1,
@@ -78,7 +91,7 @@ def connect(redis_url: str) -> Celery:
             "global_keyprefix": PREFIX,
             "priority_steps": [0],  # one list per queue; lanes are our priorities
             "queue_order_strategy": "priority",  # in the order of the worker's queues
-            # A hint that was popped and never acknowledged comes back within 70 s, not an hour.
+            # Maintenance that was popped and never acknowledged comes back within 70 s.
             "visibility_timeout": 60,
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
@@ -95,6 +108,12 @@ def connect(redis_url: str) -> Celery:
         # kombu's own default accepts any certificate.
         app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     return app
+
+
+def _queue(name: str) -> entity.Queue:
+    """A lane's hints are gone when they are handed out: for one that gets lost there is the sweep,
+    and to keep them until they are acknowledged is half of what a hint costs."""
+    return entity.Queue(name, no_ack=name != MAINTENANCE)  # type: ignore[no-untyped-call]
 
 
 def queue_key(queue: str) -> str:
@@ -134,7 +153,9 @@ class Hints:
         self._on_lost = on_lost
         self._waiting: Queue[tuple[Lane, Sequence[str], int] | None] = Queue(capacity)
         self._connection: Connection | None = None
-        self._producer: Producer | None = None
+        self._client: Any = None
+        self._keep_up = False
+        """The workers empty the interactive queue as fast as it fills."""
         self._away = False
         self._closed = False
         self._thread = Thread(target=self._run, name="hints", daemon=True)
@@ -142,7 +163,7 @@ class Hints:
 
     def send(self, lane: Lane, job_ids: Sequence[str], *, together: int = 1) -> None:
         """Hint these jobs soon, so many `together` in a message; returns at once and never raises,
-        from any thread.
+        from any thread. Interactive jobs share messages while that delays none of them.
 
         When `capacity` calls wait already the hints are dropped: the sweep finds those jobs by
         the age of their hint.
@@ -169,18 +190,25 @@ class Hints:
     def _gather(self) -> list[Hint]:
         """Wait for the next hints and take what waits behind them, about a round."""
         hints: list[Hint] = []
+        singles: list[str] = []
         entry = self._waiting.get()
         while entry is not None:
             lane, job_ids, together = entry
-            starts = range(0, len(job_ids), together)
-            hints.extend((lane, job_ids[start : start + together]) for start in starts)
+            if lane == Lane.INTERACTIVE and self._keep_up:
+                singles += job_ids
+            else:
+                hints += [Hint(lane, some) for some in _parts(job_ids, together)]
             if len(hints) >= ROUND:
-                return hints
+                break
             try:
                 entry = self._waiting.get_nowait()
             except Empty:
-                return hints
-        self._closed = True
+                break
+        else:
+            self._closed = True
+        for some in _parts(singles, SHARED):
+            options = NOW_OR_ELSEWHERE if len(some) > 1 else {}
+            hints.append(Hint(Lane.INTERACTIVE, some, options))
         return hints
 
     def _deliver(self, hints: list[Hint]) -> None:
@@ -200,31 +228,24 @@ class Hints:
                 return
 
     def _publish(self, hints: list[Hint]) -> None:
-        producer = self._producer or self._open()
-        amqp = self._app.amqp
-        with producer.batch(ROUND):  # type: ignore[no-untyped-call]
-            for lane, job_ids in hints:
-                message = amqp.create_task_message(
-                    uuid(),
-                    RUN_JOB,
-                    list(job_ids),
-                    {},
-                    argsrepr=repr(list(job_ids)),
-                    kwargsrepr="{}",
-                    ignore_result=True,
-                )
-                # Nothing to declare: the nameless exchange leads straight to the list.
-                amqp.send_task_message(producer, RUN_JOB, message, queue=lane.value, declare=())
+        client = self._client or self._open()
+        with client.pipeline(transaction=False) as pipe:
+            for lane, job_ids, options in hints:
+                pipe.lpush(lane.value, messages.hint(RUN_JOB, job_ids, options, lane.value))
+            lengths = pipe.execute()
+        if hints[-1].lane == Lane.INTERACTIVE:
+            self._keep_up = lengths[-1] <= SHORT
 
-    def _open(self) -> Producer:
+    def _open(self) -> Any:
         self._connection = self._app.connection_for_write()
         # Kombu's own patience is endless; ours is one more try.
         self._connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
-        self._producer = self._app.amqp.Producer(self._connection.channel(), auto_declare=False)
-        return self._producer
+        channel: Any = self._connection.default_channel
+        self._client = channel.client
+        return self._client
 
     def _disconnect(self) -> None:
-        connection, self._connection, self._producer = self._connection, None, None
+        connection, self._connection, self._client = self._connection, None, None
         if connection is not None:
             try:
                 connection.release()  # type: ignore[no-untyped-call]
@@ -236,9 +257,13 @@ class Hints:
             log.warning("Redis is away, hints are lost until it is back: %r", error)
         self._away = True
         try:
-            self._on_lost([job_id for _, job_ids in hints for job_id in job_ids])
+            self._on_lost([job_id for hint in hints for job_id in hint.job_ids])
         except Exception:
             log.exception("could not note lost hints")
+
+
+def _parts(job_ids: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [job_ids[start : start + size] for start in range(0, len(job_ids), size)]
 
 
 def _without_master(url: str) -> tuple[str, str | None]:

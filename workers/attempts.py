@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -14,7 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy.orm.attributes import set_committed_value
 
-from shared import buckets, completing, endings, features, hints, jobs, leases, prices, streams
+from shared import buckets, completing, endings, features, jobs, leases, prices, streams
 from shared.catalog import Model
 from shared.db import Transactions
 from shared.errors import (
@@ -67,8 +67,7 @@ async def run(
             worker_id = bench.heartbeat.worker_id
             late = clock() > began + FALL_BACK_WITHIN
             if worker_id is None or not bench.heartbeat.held or bench.draining or late:
-                with suppress(Unavailable):  # then the hint grows old
-                    await bench.tx(hints.forget, [job_id])  # the feeder sends another
+                await bench.let_go([job_id])
                 return
             claim = await _claim(bench, job_id, worker_id)
             again = claim is not None and await _attempt(bench, claim)
@@ -220,8 +219,12 @@ async def _open_log(bench: Bench, running: Running) -> Outcome | None:
     """Begin the attempt's log; how the attempt ends when it cannot be begun."""
     job = running.claim.job
     every = 0.0 if job.stream else UNREAD_EVERY
+    if job.attempt == 1:  # nobody to fence, and nothing to read
+        running.log = begun = bench.publisher.begin(job.id, every=every)
+        begun.on_fenced = partial(running.stop, "fenced")
+        return None
     try:
-        if job.attempt > 1 and running.read_live and (said := await _said_before(bench, running)):
+        if running.read_live and (said := await _said_before(bench, running)):
             lost = WorkerLost("The worker was lost after it had begun to answer.")
             return Failed(Fault.of(lost), said)
         opened = await bench.publisher.open(job.id, job.attempt, every=every)
@@ -287,12 +290,12 @@ async def _settle(bench: Bench, running: Running, outcome: Outcome) -> Job | Non
 
 
 async def _written(tx: Transactions, claim: Claim, outcome: Outcome) -> Job | None:
-    """The job once its end is committed; that of a batch's line together with others'."""
+    """The job once its end is committed; most complete, and do so together with others."""
     job = claim.job
-    if job.batch_id is None or not isinstance(outcome, Completed):
+    if not isinstance(outcome, Completed):
         return await tx.by(job.account_id, leases.settle, claim.lease, outcome)
-    line = completing.Line(claim.lease, outcome, job)
-    status = await tx.together(job.account_id, completing.settle, line)
+    done = completing.Done(claim.lease, outcome, job)
+    status = await tx.together(job.account_id, completing.settle, done)
     if status is not None:
         ended = {"status": status.value, "error": None, "usage": outcome.said.usage}
         for name, now in ended.items():

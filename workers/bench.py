@@ -1,16 +1,17 @@
 """Everything one worker process works with, opened and closed in the right order."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import aiohttp
 import structlog
 from redis.asyncio import Redis
 
-from shared import catalog, connections, db, queue, reload
+from shared import catalog, connections, db, hints, queue, reload
 from shared.catalog import Catalog
+from shared.errors import Unavailable
 from shared.storage import Storage
 from workers import upstreams
 from workers.batching import Batching
@@ -67,18 +68,32 @@ class Bench:
         models = self.catalog.models.items()
         return sorted(name for name, model in models if model.upstream in self.upstreams)
 
-    async def drain(self) -> None:
-        """Take no more jobs, let those that run finish for a while, hand the rest back."""
+    async def drain(self, late: Sequence[str] = ()) -> None:
+        """Take no more jobs, let those that run finish for a while, hand the rest back.
+
+        `late`: jobs whose hints came and were not looked at.
+        """
         self.draining = True
+        forgetting = asyncio.create_task(self.let_go(late)) if late else None
         log.info("draining", jobs=len(self.hands))
         grace = self.settings.drain.total_seconds()
         for seconds in (grace, STOP_WITHIN):
             try:
                 async with asyncio.timeout(seconds):
                     await self.hands.empty.wait()
-                    return
+                    break
             except TimeoutError:
                 self.hands.stop_all("handed_back")
+        if forgetting is not None:
+            await forgetting
+
+    async def let_go(self, job_ids: Sequence[str]) -> None:
+        """Forget that these were hinted: the feeder sends another hint, to whoever has room.
+
+        Without the database the hint grows old instead.
+        """
+        with suppress(Unavailable):
+            await self.tx(hints.forget, list(job_ids))
 
 
 @asynccontextmanager

@@ -9,9 +9,10 @@ of Celery's own code runs in its own thread and in order.
 `async def` tasks are called directly: Celery's tracer is synchronous and keeps the current task
 per thread, so they have no `self.request`, no retry, no signals. Plain `def` tasks keep the tracer
 and run in a thread. The app may have three attributes: `lifespan()`, an async context manager that
-lives as long as the loop, `async def drain()`, which lets go of the work when the worker stops, and
-`reload()`, which the loop calls on SIGHUP; Celery's own answer to that is to start over. It gets
-one: `spare()`, an async context manager that lends a task a second slot if one is free.
+lives as long as the loop, `async def drain(unbegun)`, which lets go of the work when the worker
+stops, given the name and arguments of each call that came too late to begin, and `reload()`, which
+the loop calls on SIGHUP; Celery's own answer to that is to start over. It gets one: `spare()`, an
+async context manager that lends a task a second slot if one is free.
 """
 
 import asyncio
@@ -105,6 +106,8 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
         self._stop = asyncio.Event()
         self.failure: BaseException | None = None
         self._stopping = False
+        self._unbegun: list[Call] = []
+        """What came too late; the broker may not keep it."""
         self._hurried = False
         self._give_up_at = float("inf")
         self._draining: asyncio.Task[None] | None = None
@@ -199,8 +202,7 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
     # Between the threads.
 
     def _tell_loop(self, act: Callable[..., object], *args: object) -> None:
-        # A closed loop takes nothing: the worker is about to end, and an un-acknowledged
-        # message goes back to its queue.
+        # A closed loop takes nothing: the worker is about to end.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(act, *args)
 
@@ -280,9 +282,11 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
     async def _wind_down(self) -> None:
         for call in self._calls.values():
             if not call.accepted:
+                self._unbegun.append(call)
                 self._cancel(call.number)
         if (drain := getattr(self.app, "drain", None)) and not self._hurried:
-            self._draining = asyncio.create_task(drain())
+            unbegun = [(call.args[0], call.args[2]["args"]) for call in self._unbegun]
+            self._draining = asyncio.create_task(drain(unbegun))
             await asyncio.wait({self._draining})
             if not self._draining.cancelled() and (error := self._draining.exception()):
                 log.error("draining failed", exc_info=error)
@@ -303,7 +307,8 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
 
     def _begin(self, call: Call) -> None:
         if self._stopping:
-            return  # un-acknowledged, so it goes back to its queue
+            self._unbegun.append(call)
+            return
         self._calls[call.number] = call
         call.task = self._loop.create_task(self._run(call))
         call.task.add_done_callback(partial(self._end, call))
@@ -374,7 +379,7 @@ def run_worker(
         hostname=name if "@" in name else f"{name}@{socket.gethostname()}",
         queues=list(queues),
         loglevel=log_level,
-        task_events=True,
+        task_events=False,
         without_gossip=True,
         without_mingle=True,
         quiet=True,

@@ -40,6 +40,8 @@ class JobLog:
         self._every = every
         self._pending: list[bytes] = []
         self._unsent: list[tuple[bytes, bytes]] = []
+        self._known = True
+        """Redis has heard of it."""
         self._characters = 0
         self._not_before = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -50,6 +52,18 @@ class JobLog:
     def next_seq(self) -> int:
         """The number the next delta, or the end, will have."""
         return self.first_seq + len(self.lines)
+
+    def begin(self) -> None:
+        """Say that the first attempt has started; when it is read only now and then, with the first
+        of what it says, or after a while without."""
+        self._known = False
+        payload = streams.beginning_payload(streams.STARTED, self._attempt)
+        self._unsent.append((self._id(self.first_seq - 1), payload))
+        self._publisher.hold(len(payload))
+        self._idle.clear()
+        if self._every:
+            self._not_before = asyncio.get_running_loop().time() + self._every
+        self.wake()
 
     def append(self, lines: list[bytes], characters: int) -> None:
         """Say these deltas; `characters` is the attempt's total with them."""
@@ -64,6 +78,11 @@ class JobLog:
         """Append what is left and the end, and return when it is in the log (or fenced)."""
         if self.fenced.is_set():
             return
+        if self._every and not self._known:  # it was over before anybody could have read it
+            self._forget()
+            where = self._id(self.next_seq)
+            self._publisher.ring(self._key, streams.message(where, payload))
+            return
         self._not_before = 0.0
         self._collect()
         self._unsent.append((self._id(self.next_seq), payload))
@@ -75,6 +94,11 @@ class JobLog:
     def drop(self) -> None:
         """Forget what was not sent, and send no more."""
         self.fenced.set()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._publisher.hold(-sum(map(len, self._pending)))
         self._publisher.hold(-sum(len(payload) for _, payload in self._unsent))
         self._pending.clear()
@@ -102,6 +126,7 @@ class JobLog:
 
     def sent(self, answers: Sequence[object]) -> None:
         """What Redis said to each of them."""
+        self._known = True
         done, self._unsent = self._unsent[: len(answers)], self._unsent[len(answers) :]
         self._publisher.hold(-sum(len(payload) for _, payload in done))
         if 0 in answers:
@@ -184,18 +209,26 @@ class Publisher:
         """Stop flushing; what is still waiting is lost with the process."""
         await background.stop(self._task)
 
+    def begin(self, job_id: str, *, every: float) -> JobLog:
+        """Begin the log of a job's first attempt, without waiting for Redis.
+
+        `every`: the least number of seconds between two appends.
+        """
+        job_log = JobLog(self, job_id, 1, seq=0, every=every)
+        job_log.begin()
+        return job_log
+
     async def open(self, job_id: str, attempt: int, *, every: float) -> JobLog | None:
-        """Begin an attempt's log: its marker fences every earlier attempt.
+        """Begin a later attempt's log: its marker fences every earlier attempt.
 
         None when this attempt is itself fenced. `every`: the least number of seconds between two
         appends. Raises `RedisError`.
         """
-        kind = streams.STARTED if attempt == 1 else streams.RETRYING
         seq = await streams.mark(
             self._redis,
             job_id,
             attempt,
-            streams.beginning_payload(kind, attempt),
+            streams.beginning_payload(streams.RETRYING, attempt),
             # A log that was lost with Redis must not make the numbers shrink.
             otherwise=(attempt - 1) * streams.ATTEMPT_STRIDE,
             ttl_ms=streams.RUNNING_TTL_MS,

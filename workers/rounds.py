@@ -1,4 +1,7 @@
-"""The jobs of one hint: tried side by side as far as there are slots, else one after another."""
+"""The jobs of one hint: tried side by side as far as there are slots.
+
+The others follow one after another, as lines of a batch do, or go back at once.
+"""
 
 import asyncio
 import time
@@ -17,28 +20,36 @@ Spare = Callable[[], AbstractAsyncContextManager[bool]]
 """Lends another slot, if one is free; see `workers.pool`."""
 
 
-async def run(bench: Bench, job_ids: Sequence[str], spare: Spare) -> None:
-    """Try the jobs of a hint, the first of them in the slot that the hint has."""
+async def run(bench: Bench, job_ids: Sequence[str], spare: Spare, *, wait: bool = True) -> None:
+    """Try the jobs of a hint, the first of them in the slot that the hint has.
+
+    Those for which there is no slot at once are left to another hint, unless they may `wait`.
+    """
     began = time.monotonic()
     if len(job_ids) == 1:
         await attempts.run(bench, job_ids[0], since=began)
         return
     left = deque(job_ids)
-
-    async def work() -> None:
-        while left:
-            try:
-                await attempts.run(bench, left.popleft(), since=began)
-            except Exception:  # a bug of ours; the others know nothing of it
-                log.exception("attempt_failed")
-
-    async def help() -> None:
-        async with spare() as lent:
-            if lent:
-                await work()
-
     # All of them are tasks, so that a cancel reaches each.
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(work())
+        tasks.create_task(_work(bench, left, began))
         for _ in job_ids[1:]:
-            tasks.create_task(help())
+            tasks.create_task(_help(bench, left, began, spare, wait=wait))
+
+
+async def _work(bench: Bench, left: deque[str], began: float) -> None:
+    """Try one after another of what is left."""
+    while left:
+        try:
+            await attempts.run(bench, left.popleft(), since=began)
+        except Exception:  # a bug of ours; the others know nothing of it
+            log.exception("attempt_failed")
+
+
+async def _help(bench: Bench, left: deque[str], began: float, spare: Spare, *, wait: bool) -> None:
+    """The same beside the others, in another slot."""
+    async with spare() as lent:
+        if lent:
+            await _work(bench, left, began)
+        elif left and not wait:
+            await bench.let_go([left.popleft()])

@@ -1,11 +1,13 @@
 """`POST /v1/chat/completions` in all its forms: held, streamed, in the background."""
 
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from sqlmodel import Session
 
 from api import parse, relay, sse
 from api.accept import accept, submission, told
@@ -13,6 +15,7 @@ from api.deps import AdmissionDep, AuthorizedCaller, Caller, FrontDep
 from api.errors import envelope, json_response
 from api.following import FROM_START
 from api.front import Front
+from api.hub import Bell
 from api.throttle import Admission
 from api.waiting import until_ended
 from api.wire.chat import ChatCompletionRequest
@@ -24,7 +27,8 @@ from shared import ids, jobs, statements
 from shared.errors import Fault, SyncWaitExceeded, Unavailable
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.prices import shown
-from shared.tables import Job
+from shared.statements import Balance
+from shared.tables import Job, JobContent
 
 router = APIRouter(tags=["chat"])
 
@@ -71,25 +75,39 @@ async def ask(
         ),
     )
     sent = parse_sent(request, raw)
-    [job], again = await accept(front, admission, [new], sent)
-    try:
-        if asked.stream:
-            response = await stream(front, job, after=FROM_START, anew=again)
-        else:
-            response = await _held(request, front, job, prefer, background, again)
-            await admission.end()  # before the client has its answer, and comes with the next
-    except Unavailable as error:  # accepted all the same: nobody should send it once more
-        response = _refused(Fault.of(error), job)
+    waits = not (asked.stream or background)
+    with front.hub.listening(new.job_id) if waits else nullcontext() as bell:
+        [job], again = await accept(front, admission, [new], sent)
+        if bell is not None:
+            bell.early = False
+        try:
+            if asked.stream:
+                response = await stream(front, job, after=FROM_START, anew=again)
+            else:
+                heard = None if again else bell
+                response = await _held(request, front, job, prefer, background, heard)
+                await admission.end()  # before the client has its answer, and comes with the next
+        except Unavailable as error:  # accepted all the same: nobody should send it once more
+            response = _refused(Fault.of(error), job)
     response.headers.update(admission.headers | told([new]))
     return replayed(response, again)
 
 
 async def _held(
-    request: Request, front: Front, job: Job, prefer: Prefer, background: bool, again: bool
+    request: Request,
+    front: Front,
+    job: Job,
+    prefer: Prefer,
+    background: bool,
+    bell: Bell | None,
 ) -> Response:
-    """The answer, if it comes while the connection may be held; where to look for it otherwise."""
-    with front.attendance.reading(job, anew=again) as presence:
-        ended = await until_ended(front, job, _hold(request, front, prefer, background), request)
+    """The answer, if it comes while the connection may be held; where to look for it otherwise.
+
+    `bell`: of a job that is new; None: this may be the answer to an earlier request.
+    """
+    with front.attendance.reading(job, anew=bell is None) as presence:
+        seconds = _hold(request, front, prefer, background)
+        ended = await until_ended(front, job, seconds, request, bell=bell)
         presence.over = ended.status in TERMINAL
         if ended.status not in TERMINAL and not background:
             if front.draining:
@@ -153,12 +171,15 @@ async def answer(front: Front, job: Job) -> Response:
     """What a held request gets when its job has ended."""
     if job.status != JobStatus.COMPLETED:
         return _refused(fault(job.status, {"error": job.error}), job)
-    kept = await front.tx.read(jobs.content, job.id)
+    kept, left = await front.tx.read(_kept, job)
     used = {"x-model-used": quote(job.served_model or "", safe="/:@")}
     if job.cost is not None:
-        left = await front.tx.read(statements.balance, job.account_id)
         used |= {"x-credits-cost": shown(job.cost), "x-credits-remaining": shown(left.available)}
     return json_response(kept.response or b"{}", headers={**job_headers(job), **used})
+
+
+def _kept(session: Session, job: Job) -> tuple[JobContent, Balance]:
+    return jobs.content(session, job.id), statements.balance(session, job.account_id)
 
 
 def _refused(why: Fault, job: Job) -> Response:

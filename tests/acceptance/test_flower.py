@@ -40,6 +40,8 @@ def flower(
         stack.start("flower", SLUICE_FLOWER_PORT=str(port), SLUICE_FLOWER_BASIC_AUTH=":".join(AUTH))
         stack.up()
         eventually(lambda: healthy(client), 30)
+        [log] = tmp_path.glob("worker-*.log")
+        eventually(lambda: "enabled by remote" in log.read_text(), 30)  # Flower asked for events
         yield stack, client
 
 

@@ -269,7 +269,7 @@ def test_native_events_tell_the_life_of_a_job(service: Stack, http: httpx.Client
 
 def test_a_job_that_begins_anew_says_what_to_forget(service: Stack, http: httpx.Client) -> None:
     """The partial text of a broken attempt is void; numbers go on growing over both."""
-    broken, whole = (Say("zero zero", every=0.01), Wait(0.3), Reset()), (Say(WORDS),)
+    broken, whole = (Say("zero zero", every=0.01), Wait(1.5), Reset()), (Say(WORDS),)
     service.upstream.script_calls("test", broken, whole)
     job_id = submitted(http, stream_options=None)
 

@@ -71,7 +71,7 @@ async def listen() -> None:
         opened.set()
 
 
-async def drain() -> None:
+async def drain(_: object) -> None:
     """Give what runs a moment to finish."""
     await note("draining")
     grace = 60 if ODDITY == "long-drain" else GRACE

@@ -7,7 +7,7 @@ import pytest
 from sqlmodel import Session, col, select
 
 from shared import accounts, audit, completing, jobs, leases, webhooks
-from shared.completing import Line
+from shared.completing import Done
 from shared.leases import Claim
 from shared.ledger import grant
 from shared.lifecycle import JobStatus
@@ -31,10 +31,10 @@ def claims(session: Session, lines: int = 3, model: str = "dear") -> list[Claim]
     return found
 
 
-def completed(claim: Claim, **said: Any) -> Line:
+def completed(claim: Claim, **said: Any) -> Done:
     """It ends, and the model that spoke has its price."""
     outcome = Completed(replace(spoken(claim.job), model=claim.job.model, **said))
-    return Line(claim.lease, outcome, claim.job)
+    return Done(claim.lease, outcome, claim.job)
 
 
 def row(session: Session, job_id: str) -> dict[str, Any]:

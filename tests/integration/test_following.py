@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from sqlmodel import Session
 
 from api.following import FROM_START, Follower
-from api.hub import BUFFER, Hub
+from api.hub import BUFFER, Bell, Hub
 from shared import connections, db, endings, jobs, keys, leases, streams
 from shared.errors import Fault, StreamExpired
 from shared.jobs import Submission
@@ -41,7 +41,10 @@ class Desk:
 
     async def log(self) -> JobLog:
         """The log of the job's attempt."""
-        opened = await self.publisher.open(self.claim.job.id, self.claim.job.attempt, every=0.0)
+        job = self.claim.job
+        if job.attempt == 1:
+            return self.publisher.begin(job.id, every=0.0)
+        opened = await self.publisher.open(job.id, job.attempt, every=0.0)
         assert opened is not None
         return opened
 
@@ -304,6 +307,27 @@ async def test_readers_can_be_woken(desk: Desk) -> None:
         assert await asyncio.wait_for(waiting, 10) == []
 
 
+async def test_a_bell_that_was_there_first_has_missed_nothing(desk: Desk) -> None:
+    """It listens before there is anything to be said; once there may be, a late word from Redis
+    sends it to look, and so does every later connection."""
+
+    async def confirmed(bell: Bell) -> bool:
+        while bell.early and not bell.missed:
+            await asyncio.sleep(0.01)
+        return not bell.missed
+
+    with desk.hub.listening("early") as bell:
+        assert await asyncio.wait_for(confirmed(bell), 10)
+        await desk.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")  # type: ignore[no-untyped-call]
+        async with asyncio.timeout(10):
+            while not bell.missed:
+                await asyncio.sleep(0.01)
+    with desk.hub.listening("late") as bell:
+        bell.early = False
+        assert await bell.wait(10) == []
+        assert bell.missed
+
+
 async def test_a_slow_reader_is_sent_to_the_log(desk: Desk) -> None:
     """It neither slows the others nor fills the memory, and misses nothing."""
     job_log = await desk.log()
@@ -391,14 +415,32 @@ async def test_nothing_left_is_410(desk: Desk) -> None:
 
 async def test_jobs_nobody_streams_are_logged_once_a_second(desk: Desk) -> None:
     """Their deltas gather; the end takes along what is left."""
-    opened = await desk.publisher.open(desk.claim.job.id, desk.claim.job.attempt, every=1.0)
-    assert opened is not None
-    await say(opened, 100, pause=0.002)
+    opened = desk.publisher.begin(desk.claim.job.id, every=1.0)
+    await say(opened, 100, pause=0.02)
     await desk.finish(opened)
 
     entries = await streams.read(desk.redis, desk.claim.job.id)
+    assert entries[0].kind == STARTED
     assert 1 <= len([entry for entry in entries if entry.kind == DELTAS]) <= 3
     assert numbers(entries) == list(range(1, 101))
+
+
+async def test_a_job_that_nobody_streams_and_soon_ends_has_no_log(desk: Desk) -> None:
+    """Whoever follows it is told of the end at once, and reads the archive."""
+    opened = desk.publisher.begin(desk.claim.job.id, every=60.0)
+
+    async def read_patiently() -> list[bytes]:
+        parts = [part async for part in desk.follower().entries(quiet=3600)]
+        return [entry.kind for part in parts for entry in part]
+
+    reading = asyncio.create_task(read_patiently())
+    await desk.listened_to()
+    await say(opened, 3)
+    await desk.finish(opened)
+
+    async with asyncio.timeout(10):
+        assert await reading == [STARTED, DELTAS, END]
+    assert await streams.read(desk.redis, desk.claim.job.id) == []
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

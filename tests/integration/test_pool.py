@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -274,12 +274,31 @@ def test_what_ended_while_the_broker_was_away_is_told_when_the_hub_is_back() -> 
     assert bench.history("call") == ["accepted", "ended"]
 
 
+def test_what_comes_too_late_to_begin_is_told_to_the_drain() -> None:
+    """The broker has forgotten it: whoever sent it should hear of that."""
+    bench = Bench(1)
+    late: list[tuple[str, Sequence[str]]] = []
+
+    async def drain(unbegun: Sequence[tuple[str, Sequence[str]]]) -> None:
+        late.extend(unbegun)
+
+    bench.app.drain = drain
+    bench.pool.start()
+    bench.pool.register_with_event_loop(bench.hub)
+    bench.call("long", forever)
+    bench.hub.turn_until(lambda: bench.history("long"))
+    bench.call("waits for a slot", quick, "a job's id")
+    bench.pool.stop()
+
+    assert late == [("quick", ("a job's id",))]
+
+
 def test_stopping_again_from_a_signal_handler_cuts_the_drain_short() -> None:
     """SIGQUIT, or a second Ctrl-C, while the worker waits for its tasks."""
     bench = Bench(10)
     drained: list[str] = []
 
-    async def drain() -> None:
+    async def drain(_: object) -> None:
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
         try:
             await asyncio.sleep(60)

@@ -40,9 +40,9 @@ class Worker:
             text=True,
         )
 
-    def send(self, task: str, *args: object, **options: Any) -> str:
+    def send(self, task: str, *args: object, queue: str = INTERACTIVE, **options: Any) -> str:
         """Queue a task; its id."""
-        return str(self.app.send_task(task, args, queue=INTERACTIVE, **options).id)
+        return str(self.app.send_task(task, args, queue=queue, **options).id)
 
     def noted(self) -> list[str]:
         """What the tasks, the lifespan and the drain said so far."""
@@ -174,7 +174,7 @@ def test_a_lifespan_that_breaks_stops_the_worker(server: Valkey) -> None:
 def test_a_restart_of_redis_leaves_the_worker_at_work(server: Valkey) -> None:
     """Even with a message un-acknowledged, thanks to the guard in `shared.messages`."""
     with worker(server) as it:
-        it.send("late_nap", 60)
+        it.send("late_nap", 60, queue=queue.MAINTENANCE)
         it.await_note("late started")
         server.restart()
         it.send("nap", "after", 0)
@@ -186,7 +186,7 @@ def test_a_restart_of_redis_leaves_the_worker_at_work(server: Valkey) -> None:
 def test_without_the_guard_such_a_restart_ends_the_worker(server: Valkey) -> None:
     """When this fails, kombu has been mended and the guard can go."""
     with worker(server, oddity="no-guard") as it:
-        it.send("late_nap", 60)
+        it.send("late_nap", 60, queue=queue.MAINTENANCE)
         it.await_note("late started")
         for _ in range(4):  # on a busy machine it may survive one
             server.restart()

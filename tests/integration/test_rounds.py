@@ -56,6 +56,27 @@ async def test_as_many_run_at_once_as_there_are_slots(shop: Shop, free: int, at_
     assert slots.free == free
 
 
+async def test_who_may_not_wait_goes_back_at_once(shop: Shop) -> None:
+    """A job whose slot is free is begun; the others are hinted again, perhaps elsewhere."""
+    let_go = threading.Event()
+    shop.upstream.script("test", WaitFor(let_go), Say("Fine."))
+    some = [await shop.submit() for _ in range(4)]
+    hint = [job.id for job in some]
+    task = asyncio.create_task(rounds.run(shop.bench, hint, Slots(1).spare, wait=False))
+
+    async def looked_at() -> bool:
+        rows = [await shop.row(job) for job in some]
+        return sorted(row.status for row in rows if row.hinted_at is None) == [
+            *["in_progress"] * 2,
+            *["queued"] * 2,
+        ]
+
+    await shop.until(looked_at)
+    let_go.set()
+    await task
+    assert len(shop.upstream.calls) == 2
+
+
 async def test_what_has_not_begun_in_time_waits_for_another_turn(shop: Shop) -> None:
     """A task has time for one long try, not for several."""
     [job] = await lines(shop, 1)
