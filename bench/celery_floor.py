@@ -49,12 +49,12 @@ def figures(service: Service) -> list[Figure]:
         out = time.perf_counter() - began
     return [
         Figure(
-            "Celery alone: `apply_async`",
+            "Celery by itself, `apply_async`",
             "",
             f"{TASKS / into:,.0f}/s",
             f"{ms(spent / TASKS)} of CPU each",
         ),
-        Figure("Celery alone: no-op tasks, one worker", "", f"{left / out:,.0f}/s"),
+        Figure("Celery by itself, no-op tasks, one worker", "", f"{left / out:,.0f}/s"),
     ]
 
 

@@ -194,15 +194,17 @@ async def _caller(load: Load, seen: Seen, begun: _Begun, after: float) -> None:
     request = encoded(load)
     await asyncio.sleep(after)
     connection = await _connect(load, seen)
-    while begun.another():
-        if connection.closed:
-            connection = await _connect(load, seen)
-        if wrong := await connection.ask(request, load.words):
-            seen.errors[wrong] += 1
-            connection.close()
-        else:
-            seen.answers += 1
-    connection.close()
+    try:
+        while begun.another():
+            if connection.closed:
+                connection = await _connect(load, seen)
+            if wrong := await connection.ask(request, load.words):
+                seen.errors[wrong] += 1
+                connection.close()
+            else:
+                seen.answers += 1
+    finally:
+        connection.close()
 
 
 async def _connect(load: Load, seen: Seen) -> Connection:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from sqlmodel import Session
 
-from shared import hints, jobs, leases, streams
+from shared import hints, jobs, leases, queue, streams
+from shared.lifecycle import Lane
 from tests.fakes.upstream import (
     Chunk,
     End,
@@ -344,7 +345,7 @@ async def test_a_later_attempt_without_a_log_waits_for_redis(
     await attempts.run(shop.bench, job.id)
 
     async def hinted_again() -> bool:
-        return (await shop.row(job)).hinted_at is not None
+        return job.id in await queue.waiting(shop.bench.redis, Lane.INTERACTIVE)
 
     await shop.until(hinted_again)
     redis_server.kill()
