@@ -2,7 +2,7 @@
 
 Machines are noisy: compare figures of one run, and CPU before seconds.
 
-    python -m bench                                  # all of it, in a quarter of an hour
+    python -m bench                                  # all of it, in half an hour
     python -m bench --only held,words --database sqlite
     python -m bench --peers relay,litellm,portkey    # others, in front of the same upstream
     python -m bench --write                          # and puts the tables into the document
