@@ -1,6 +1,6 @@
 """Messages as they lie in the broker's queues, and three repairs to how kombu 5.7 handles them.
 
-A hint is written here, field by field as Celery would: its own way takes forty times as long.
+A hint is written here, field by field as Celery would: its own way takes thirty times as long.
 
 Two are for something that would end a worker, the third for what costs it most; tests fail without
 them.
