@@ -41,7 +41,7 @@ class JobLog:
         self._pending: list[bytes] = []
         self._unsent: list[tuple[bytes, bytes]] = []
         self._known = True
-        """Redis has heard of it."""
+        """Redis may have heard of it."""
         self._characters = 0
         self._not_before = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -119,14 +119,13 @@ class JobLog:
 
     def take(self, now: float) -> list[tuple[bytes, bytes]]:
         """The entries to send in this flush; they stay until `sent`."""
-        self._timer = None
+        self._timer, self._known = None, True
         self._not_before = now + self._every if self._every else 0.0
         self._collect()
         return self._unsent
 
     def sent(self, answers: Sequence[object]) -> None:
         """What Redis said to each of them."""
-        self._known = True
         done, self._unsent = self._unsent[: len(answers)], self._unsent[len(answers) :]
         self._publisher.hold(-sum(len(payload) for _, payload in done))
         if 0 in answers:
