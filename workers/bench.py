@@ -19,6 +19,7 @@ from workers.control import Control
 from workers.deliveries import Deliveries
 from workers.hands import Hands
 from workers.heartbeat import Heartbeat
+from workers.pace import Pace
 from workers.publisher import Publisher
 from workers.remainders import Remainders
 from workers.settings import WorkerSettings
@@ -53,6 +54,7 @@ class Bench:
         self.publisher = Publisher(redis, bound=settings.publish_buffer)
         self.breakers = Breakers(redis)
         self.hands = Hands()
+        self.pace = Pace(self.hands)
         self.remainders = Remainders(tx, within=settings.attempt_timeout)
         self.deliveries = Deliveries(settings, tx)
         self.draining = False
