@@ -3,7 +3,8 @@
 1 Listen to the bell and wait for the subscription. 2 Read the log from the cursor. 3 Take what the
 bell brings, dropping what was seen; a gap sends us back to the log. 4 After a quiet while look at
 the log and at the row, in case the end was lost or a worker died. 5 When the job has ended, the
-archive in the database serves. 6 When that is gone as well: `StreamExpired`.
+archive in the database serves. 6 When that is gone as well: `StreamExpired`. The reader of a new
+job has listened since before its commit, and begins with 3.
 """
 
 import asyncio
@@ -34,11 +35,21 @@ QUIETEST: Final = 16.0
 class Follower:
     """One reader of one job, and how far it has come."""
 
-    def __init__(self, tx: Transactions, hub: Hub, job: Job, *, after: int = FROM_START) -> None:
+    def __init__(
+        self,
+        tx: Transactions,
+        hub: Hub,
+        job: Job,
+        *,
+        after: int = FROM_START,
+        since: Bell | None = None,
+    ) -> None:
+        """`since`: it has listened to the job since before it was committed, and still does."""
         self.job = job
         """The row as last seen; its final state once the entries have ended."""
         self._tx = tx
         self._hub = hub
+        self._since = since
         self._seq = after
         self._attempt = 0
         self._log_id = "-"
@@ -57,7 +68,7 @@ class Follower:
             yield found
             return
         async with self._hub.listen(self.job.id) as bell:
-            found = await self._from_log(bell)
+            found = await self._begin(bell)
             silent, look_at = 0.0, QUIET
             while True:
                 yield found
@@ -74,6 +85,12 @@ class Follower:
                 if silent >= look_at:
                     look_at = silent + min(look_at * 2, QUIETEST)
                     found = await self._look(bell)
+
+    async def _begin(self, bell: Bell) -> list[Entry]:
+        if self._since is None:
+            return await self._from_log(bell)
+        bell.take_over(self._since)
+        return []
 
     def _fresh(self, messages: list[bytes], bell: Bell) -> list[Entry]:
         """What the bell brought and we have not seen; a gap is noted as missed."""

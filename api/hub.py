@@ -63,6 +63,14 @@ class Bell:
         self.missed = True
         self._rung.set()
 
+    def take_over(self, other: "Bell") -> None:
+        """Go on from what another has heard of the same job; what both heard is told twice."""
+        self._messages.extendleft(reversed(other._messages))
+        if other.missed or len(self._messages) > BUFFER:
+            self.miss()
+        elif self._messages:
+            self._rung.set()
+
     def wake(self) -> None:
         """End the wait, though nothing came."""
         self._rung.set()

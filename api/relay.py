@@ -6,6 +6,7 @@ from typing import Any, Final
 from api import sse
 from api.following import FROM_START, Follower
 from api.front import Front
+from api.hub import Bell
 from api.wire.objects import fault, job_object
 from shared import jobs, streams
 from shared.errors import Draining, Fault, Unavailable
@@ -23,18 +24,19 @@ RESTARTED: Final = Fault(
 DRAINING: Final = Fault.of(Draining("This server is about to stop; the job goes on. Ask again."))
 
 
-async def chunks(front: Front, job: Job, *, after: int, anew: bool) -> AsyncGenerator[bytes]:
+async def chunks(front: Front, job: Job, *, after: int, bell: Bell | None) -> AsyncGenerator[bytes]:
     """The `chat.completion.chunk`s after a number, then `[DONE]`.
 
-    Yields nothing (`b""`) now and then while it waits. `anew`: the job was submitted earlier.
+    Yields nothing (`b""`) now and then while it waits. `bell`: it has listened to the job since
+    before it was committed; None: that was submitted earlier.
     Raises `StreamFailed` when the job did not complete, or began anew after this reader had seen
     text, or when this process is about to stop.
     """
     frames = sse.ChunkFrames(job)
-    follower = Follower(front.tx, front.hub, job, after=after)
+    follower = Follower(front.tx, front.hub, job, after=after, since=bell)
     shown = after > 0
     quiet = min(2.0, front.settings.heartbeat.total_seconds())
-    with front.attendance.reading(job, anew=anew) as presence:
+    with front.attendance.reading(job, anew=bell is None) as presence:
         async for entries in follower.entries(quiet):
             out = []
             for entry in entries if shown else streams.newest(entries):

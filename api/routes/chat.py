@@ -75,16 +75,16 @@ async def ask(
         ),
     )
     sent = parse_sent(request, raw)
-    waits = not (asked.stream or background)
+    waits = asked.stream or not background
     with front.hub.listening(new.job_id) if waits else nullcontext() as bell:
         [job], again = await accept(front, admission, [new], sent)
         if bell is not None:
             bell.early = False
+        heard = None if again else bell
         try:
             if asked.stream:
-                response = await stream(front, job, after=FROM_START, anew=again)
+                response = await stream(front, job, after=FROM_START, bell=heard)
             else:
-                heard = None if again else bell
                 response = await _held(request, front, job, prefer, background, heard)
                 await admission.end()  # before the client has its answer, and comes with the next
         except Unavailable as error:  # accepted all the same: nobody should send it once more
@@ -147,12 +147,12 @@ def job_headers(job: Job) -> dict[str, str]:
     return {"x-job-id": ids.JOB + job.id, "location": completion_path(job)}
 
 
-async def stream(front: Front, job: Job, *, after: int, anew: bool) -> Response:
+async def stream(front: Front, job: Job, *, after: int, bell: Bell | None) -> Response:
     """The job's chunks after a number, live to the end; an early failure as a plain error.
 
-    `anew`: the job was submitted by an earlier request.
+    `bell`: of a job that is new; None: it was submitted by an earlier request.
     """
-    frames = relay.chunks(front, job, after=after, anew=anew)
+    frames = relay.chunks(front, job, after=after, bell=bell)
     try:
         ready = await sse.opened(frames, EARLY_FAILURE)
     except sse.StreamFailed as failed:

@@ -89,7 +89,7 @@ async def _replay(request: Request, front: Front, job: Job) -> Response:
     )
     if at_the_end(job, after):
         return Response(status_code=204)  # a browser's EventSource takes this for the end
-    return await stream(front, job, after=after, anew=True)
+    return await stream(front, job, after=after, bell=None)
 
 
 async def shown(front: Front, job: Job, *, partial: bool = False) -> Response:

@@ -48,9 +48,11 @@ class Desk:
         assert opened is not None
         return opened
 
-    def follower(self, after: int = FROM_START, job: Job | None = None) -> Follower:
-        """A reader that has seen so much."""
-        return Follower(self.tx, self.hub, job or self.claim.job, after=after)
+    def follower(
+        self, after: int = FROM_START, job: Job | None = None, since: Bell | None = None
+    ) -> Follower:
+        """A reader that has seen so much, or has heard what this bell has."""
+        return Follower(self.tx, self.hub, job or self.claim.job, after=after, since=since)
 
     async def again(self) -> None:
         """The attempt fails, and the job is claimed anew."""
@@ -326,6 +328,43 @@ async def test_a_bell_that_was_there_first_has_missed_nothing(desk: Desk) -> Non
         bell.early = False
         assert await bell.wait(10) == []
         assert bell.missed
+
+
+async def test_the_reader_of_a_new_job_goes_on_from_what_its_bell_has_heard(desk: Desk) -> None:
+    """It does not ask the log, which holds nothing any more."""
+    with desk.hub.listening(desk.claim.job.id) as bell:
+        async with asyncio.timeout(10):
+            while bell.early:
+                await asyncio.sleep(0.01)
+        job_log = await desk.log()
+        await say(job_log, 5)
+        heard: list[bytes] = []
+        async with asyncio.timeout(10):
+            while not heard or streams.parse_message(heard[-1]).seq < 5:
+                heard += await bell.wait(1)
+        for message in heard:
+            bell.ring(message)
+        await desk.redis.flushall()
+        reading = asyncio.create_task(read(desk.follower(since=bell)))
+        await say(job_log, 5, pause=0.001)
+        await desk.finish(job_log)
+
+        assert numbers(await reading) == list(range(1, 11))
+
+
+async def test_the_reader_of_a_new_job_asks_the_log_when_its_bell_came_late(desk: Desk) -> None:
+    """What was said before Redis confirmed was said to nobody."""
+    job_log = await desk.log()
+    await say(job_log, 5)
+    async with asyncio.timeout(10):
+        while (last := await streams.last(desk.redis, desk.claim.job.id)) is None or last.seq < 5:
+            await asyncio.sleep(0.01)
+    with desk.hub.listening(desk.claim.job.id) as bell:
+        bell.early = False
+        reading = asyncio.create_task(read(desk.follower(since=bell)))
+        await desk.finish(job_log)
+
+        assert numbers(await reading) == list(range(1, 6))
 
 
 async def test_a_slow_reader_is_sent_to_the_log(desk: Desk) -> None:
