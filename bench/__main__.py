@@ -37,16 +37,23 @@ COMPARED: Final[Mapping[str, Sequence[Callable[[Target], Figure]]]] = {
 }
 """Groups that others can be measured by."""
 MANY: Final = {"SLUICE_WORKER_CONCURRENCY": "6000"}
+ONE: Final = {"SLUICE_WORKER_CONCURRENCY": "1"}
 GROUPS: Final = {
     **{name: Group(measures) for name, measures in COMPARED.items()},
     "accepts": Group([throughput.accepts], workers=0),
     "celery": Group([celery_floor.figures], workers=0),
     "bulk": Group([throughput.bulk, throughput.drain], workers=0),
     "batch": Group([throughput.batch]),
-    "open": Group([partial(answers.open_streams, streams=5_000)], workers=4, settings=MANY),
+    "open": Group(
+        [partial(answers.open_streams, streams=streams) for streams in (5_000, 500, 50)],
+        workers=4,
+        settings=MANY,
+    ),
     "flight": Group([partial(answers.in_flight, jobs=1_000)], settings=MANY),
     "starts": Group([starts.figures], workers=0),
-    "growth": Group([partial(growth.figures, jobs=jobs) for jobs in growth.SIZES], workers=0),
+    "growth": Group([partial(growth.table, jobs=jobs) for jobs in growth.TABLE], workers=0),
+    "queued": Group([partial(growth.queued, jobs=jobs) for jobs in growth.QUEUE], settings=ONE),
+    "workers": Group([partial(growth.attached, workers=count) for count in growth.WORKERS]),
 }
 DATABASES: Final = ("sqlite", "postgresql")
 

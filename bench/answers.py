@@ -13,6 +13,7 @@ from bench.watch import Spent
 ONCE, PACED, SLOW, SLOWEST = "t32", "t100-d20ms", "t30-d1000ms", "t100-d1000ms"
 MODELS: Final = (ONCE, PACED, SLOW, SLOWEST)
 KIB: Final = 1024
+BEGIN_A_SECOND: Final = 66
 
 
 def asked(model: str, *, stream: bool) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def held(target: Target) -> Figure:
         "≤ 3.3 ms",
         ms(each),
         f"{seen.rate:.0f}/s, p50 {ms(at(seen.lasted, 0.5))}, p99 {ms(at(seen.lasted, 0.99))}; "
-        + _by_process(spent, seen.answers),
+        + by_process(spent, seen.answers),
         wrong(seen.errors),
     )
 
@@ -64,7 +65,7 @@ def words(target: Target, streams: int) -> Figure:
         goal,
         f"{spent.total / seen.words * 100_000:.1f} s",
         f"{seen.words / seen.seconds:,.0f} words/s, late by p50 {ms(at(seen.late, 0.5))}, "
-        f"p99 {ms(at(seen.late, 0.99))}; " + _by_process(spent, seen.words / 1000),
+        f"p99 {ms(at(seen.late, 0.99))}; " + by_process(spent, seen.words / 1000),
         wrong(seen.errors),
     )
 
@@ -90,14 +91,16 @@ def open_streams(target: Target, streams: int) -> Figure:
     """Memory of the api for each open stream, and how late their words are, one a second."""
     before = watch.memory(target.pids)["api"]
     begun = _to(target, SLOWEST, stream=True, connections=streams, requests=streams, words=100)
-    begun.ramp, begun.patience = 75.0, 300.0  # jobs begin no faster than they can be accepted
+    # Jobs begin no faster than they can be accepted.
+    begun.ramp, begun.patience = streams / BEGIN_A_SECOND, 300.0
     seen, spent = _seen(target, begun)
     return Figure(
         f"{streams:,} open streams, a word a second",
         "≤ 60 KiB each, p99 ≤ 250 ms late",
         f"{(spent.memory['api'] - before) / streams / KIB:.0f} KiB each, "
         f"p99 {ms(at(seen.late, 0.99))} late",
-        f"{sum(spent.memory[name] for name in spent.memory) >> 20} MiB in all",
+        f"{spent.total / seen.words * 1e5:.1f} s of CPU for 100,000 words, "
+        f"{sum(spent.memory.values()) >> 20} MiB in all",
         wrong(seen.errors),
     )
 
@@ -116,7 +119,7 @@ def in_flight(target: Target, jobs: int) -> Figure:
     )
 
 
-def _by_process(spent: Spent, units: float) -> str:
+def by_process(spent: Spent, units: float) -> str:
     """Milliseconds each process took for a unit."""
     each = (f"{name} {cpu / units * 1000:.2f}" for name, cpu in spent.cpu.items())
     return f"{', '.join(each)} ms"

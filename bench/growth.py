@@ -1,26 +1,32 @@
-"""What looking costs when the database has a thousand jobs, and when it has a million."""
+"""What grows with what there is: jobs in the table, jobs that wait, workers that are attached."""
 
 import asyncio
+import time
 from typing import Any, Final
 
 from sqlalchemy import Engine, func, insert, inspect, select, text
 from sqlmodel import Session
 
 from bench import load, watch
+from bench.answers import ONCE, SLOWEST, asked, by_process, wrong
 from bench.figures import Figure, at, ms
 from bench.load import Load
 from bench.service import Service
+from bench.throughput import ARRAY, unfinished
 from shared import accounts, clock, db, ids
 from shared.lifecycle import JobStatus
 from shared.tables import Job, JobContent
 
 CHUNK: Final = 10_000
 LOOKS: Final = 400
-SIZES: Final = (1_000, 1_000_000)
+WAIT_FOR: Final = 5.0
+TABLE: Final = (1_000, 10_000, 100_000, 1_000_000)
+QUEUE: Final = (100, 1_000, 10_000, 100_000)
+WORKERS: Final = (1, 10, 100)
 ANSWER: Final = b'{"id":"x","object":"chat.completion","choices":[]}'
 
 
-def figures(service: Service, jobs: int) -> list[Figure]:
+def table(service: Service, jobs: int) -> list[Figure]:
     """Fill the table up to so many jobs, then look at one by its id, and at the newest of all."""
     engine = db.connect(service.stack.database_url)
     some = _fill(engine, jobs)
@@ -31,9 +37,8 @@ def figures(service: Service, jobs: int) -> list[Figure]:
 
 
 def _look(service: Service, how: str, path: str, jobs: int, size: str) -> Figure:
-    wanted = Load(service.url, None, path=path, key=service.key, connections=4, requests=LOOKS)
     with watch.spending(service.pids) as spent:
-        seen = asyncio.run(load.run(wanted))
+        seen = asyncio.run(load.run(_to(service, None, path, requests=LOOKS)))
     assert not seen.errors, seen.errors
     return Figure(
         f"A job {how}, of {jobs:,}",
@@ -43,21 +48,62 @@ def _look(service: Service, how: str, path: str, jobs: int, size: str) -> Figure
     )
 
 
+def queued(service: Service, jobs: int) -> Figure:
+    """What one more costs when so many wait, and what waiting costs; one job runs all the while."""
+    one = asked(SLOWEST, stream=False)
+    arrays = (jobs - unfinished(service)) // ARRAY
+    if arrays > 0:
+        body = [one] * ARRAY
+        asyncio.run(load.run(_to(service, body, "/v1/jobs", requests=arrays, status=202)))
+    background = _to(service, one | {"background": True}, requests=LOOKS, status=202)
+    with watch.spending(service.pids) as accepting:
+        seen = asyncio.run(load.run(background))
+    with watch.spending(service.pids) as waiting:
+        time.sleep(WAIT_FOR)
+    return Figure(
+        f"An accept with {jobs:,} jobs waiting",
+        "",
+        f"{ms(accepting[0].total / seen.answers)} of CPU",
+        f"and a second of waiting takes {by_process(waiting[0], WAIT_FOR)}",
+        wrong(seen.errors),
+    )
+
+
+def attached(service: Service, workers: int) -> Figure:
+    """What workers cost that have nothing to do, and what a held completion takes then."""
+    while service.workers < workers:
+        service.add_worker()
+    with watch.spending(service.pids) as idle:
+        time.sleep(WAIT_FOR)
+    with watch.spending(service.pids) as busy:
+        seen = asyncio.run(load.run(_to(service, asked(ONCE, stream=False), requests=LOOKS)))
+    return Figure(
+        f"{workers} idle workers",
+        "",
+        f"{ms(idle[0].total / WAIT_FOR / workers)} of CPU a second each",
+        f"{idle[0].memory['worker 1'] >> 20} MiB each; a held completion "
+        f"{ms(busy[0].total / seen.answers)}, p50 {ms(at(seen.lasted, 0.5))}",
+        wrong(seen.errors),
+    )
+
+
+def _to(service: Service, body: Any, path: str = "/v1/chat/completions", **more: Any) -> Load:
+    return Load(service.url, body, path=path, key=service.key, connections=4, **more)
+
+
 def _fill(engine: Engine, jobs: int) -> str:
     """Add what is missing, all of it completed; the id of one."""
     with Session(engine) as session, session.begin():
         account_id = accounts.ensure(session, "ours").id
         there = session.execute(select(func.count()).select_from(Job)).scalar_one()
-    some = ""
-    while there < jobs:
-        rows = [_row(account_id) for _ in range(min(CHUNK, jobs - there))]
-        some = rows[0]["id"]
+    row, kept, new = _row(account_id), {"request": b"{}", "response": ANSWER}, ""
+    for start in range(there, jobs, CHUNK):
+        made = [ids.new_id() for _ in range(min(CHUNK, jobs - start))]
         with engine.begin() as connection:
-            connection.execute(insert(Job), rows)
-            contents = [{"job_id": row["id"], "request": b"{}", "response": ANSWER} for row in rows]
-            connection.execute(insert(JobContent), contents)
-        there += len(rows)
-    return some
+            connection.execute(insert(Job), [{**row, "id": new} for new in made])
+            connection.execute(insert(JobContent), [{**kept, "job_id": new} for new in made])
+        new = made[0]
+    return new
 
 
 def _row(account_id: str) -> dict[str, Any]:
@@ -73,7 +119,8 @@ def _row(account_id: str) -> dict[str, Any]:
         started_at=now,
         completed_at=now,
     )
-    return {column.key: getattr(job, column.key) for column in inspect(Job).column_attrs}
+    fields = {column.key: getattr(job, column.key) for column in inspect(Job).column_attrs}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _size(engine: Engine) -> str:

@@ -36,12 +36,16 @@ class Service(Target):
 
     stack: Stack
 
+    @property
+    def workers(self) -> int:
+        """How many there are."""
+        return sum(name.startswith("worker") for name in self.pids)
+
     def add_worker(self) -> Process:
         """Start one more worker, and wait until it takes jobs."""
         worker = self.stack.worker()
         self.stack.ready(worker)
-        number = sum(name.startswith("worker") for name in self.pids) + 1
-        self.pids[f"worker {number}"] = worker.pid
+        self.pids[f"worker {self.workers + 1}"] = worker.pid
         return worker
 
 

@@ -66,10 +66,10 @@ def drain(service: Service) -> Figure:
     """Jobs a second that one worker ends, of those that wait, with an upstream that answers at
     once."""
     service.add_worker()
-    before = _unfinished(service)
+    before = unfinished(service)
     with watch.spending(service.pids) as spent:
         began = time.perf_counter()
-        while (left := _unfinished(service)) and time.perf_counter() - began < DRAIN_FOR:
+        while (left := unfinished(service)) and time.perf_counter() - began < DRAIN_FOR:
             time.sleep(LOOK_EVERY)
         seconds = time.perf_counter() - began
     ended = before - left
@@ -81,7 +81,7 @@ def drain(service: Service) -> Figure:
     )
 
 
-def _unfinished(service: Service) -> int:
+def unfinished(service: Service) -> int:
     """How many jobs wait or run, by the queue's own word."""
     headers = {"authorization": f"Bearer {service.key}"}
     lanes = httpx.get(f"{service.url}/v1/queue", headers=headers).json()["lanes"]

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Final, NamedTuple
 
 import sqlalchemy
-from sqlalchemy import update
+from sqlalchemy import Integer, bindparam, update
 from sqlmodel import Session, col, select
 
 from shared import hints, lanes, leases, ledger
@@ -25,6 +25,11 @@ PATIENCE: Final = 16
 """Refusals after which the rest of an account's jobs are left for later."""
 _QUEUED: Final = (col(Job.status) == JobStatus.QUEUED.value, col(Job.hinted_at).is_(None))
 _PUT_OFF: Final = (*_QUEUED, col(Job.run_at) <= database_now())
+_DUE: Final = (
+    select(col(Job.id))
+    .where(*_PUT_OFF, col(Job.lane).in_([lane.value for lane in Lane]))  # how the index begins
+    .limit(bindparam("most", type_=Integer))
+)
 
 
 class Flight(NamedTuple):
@@ -45,11 +50,7 @@ class LetIn(NamedTuple):
 
 def due(session: Session, limit: int) -> list[str]:
     """The jobs whose time has come since they were put off."""
-    planned = select(col(Job.id)).where(
-        *_PUT_OFF,
-        col(Job.lane).in_([lane.value for lane in Lane]),  # how the index begins
-    )
-    return list(session.exec(planned.limit(limit)))
+    return list(session.execute(_DUE, {"most": limit}).scalars())
 
 
 def come(session: Session, job_ids: Sequence[str]) -> None:

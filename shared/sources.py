@@ -75,13 +75,15 @@ def waiting(session: Session, lane: Lane, most: int) -> list[Source]:
 
 
 def _batched(session: Session, lines: list[Any]) -> Iterable[Source]:
+    if not lines:
+        return
     terms = select(Batch, (col(Batch.expires_at) - database_now()).label("left")).where(
         col(Batch.id).in_({batch_id for batch_id, *_ in lines}),
         col(Batch.status) == IN_PROGRESS,
         # What was begun before the window closed has to end, also if the batch is paused.
         or_(col(Batch.paused_at).is_(None), col(Batch.expires_at) <= database_now()),
     )
-    batches = {batch.id: (batch, left) for batch, left in session.exec(terms)} if lines else {}
+    batches = {batch.id: (batch, left) for batch, left in session.exec(terms)}
     for batch_id, model, waiting, oldest in lines:
         if batch_id in batches:
             batch, left = batches[batch_id]

@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from sqlmodel import Session
 
 from shared import background, clock, feeding, hints, leases, sources, streams
 from shared.catalog import Catalog
@@ -84,16 +85,21 @@ class Feeder:
             overflows = False
             try:
                 if (leader := self._leader()) is not None:
-                    if due := await self._tx.read(feeding.due, AT_ONCE):
-                        await self._tx(feeding.come, due)
-                    for lane in Lane:
-                        overflows |= await self._feed(lane, leader)
+                    overflows = await self._turn(leader)
             except (Unavailable, RedisError, OSError):
                 await asyncio.sleep(1.0)  # nowhere to read from, or nowhere to send to
             except Exception:
                 log.exception("feeder_broke")
                 await asyncio.sleep(1.0)
             await asyncio.sleep(WHILE_BUSY if overflows else EVERY)
+
+    async def _turn(self, leader: str) -> bool:
+        """Fill the queues for which somebody waits; mostly nobody does, and one look tells."""
+        due, lanes = await self._tx.read(_look)
+        if due:
+            await self._tx(feeding.come, due)
+            lanes = list(Lane)
+        return any([await self._feed(lane, leader) for lane in lanes])
 
     async def _feed(self, lane: Lane, leader: str) -> bool:
         """Fill a lane's queue; whether more will find room in a moment."""
@@ -151,6 +157,12 @@ class Feeder:
             async with streams.promptly():
                 await self._redis.set(OVERFLOWS, 1, ex=OVERFLOWS_FOR)
             self._told = time.monotonic()
+
+
+def _look(session: Session) -> tuple[list[str], list[Lane]]:
+    return feeding.due(session, AT_ONCE), [
+        lane for lane in Lane if sources.waiting(session, lane, 1)
+    ]
 
 
 def _capped(catalog: Catalog, names: Iterable[str]) -> dict[str, tuple[str, int]]:
