@@ -25,11 +25,10 @@ PATIENCE: Final = 16
 """Refusals after which the rest of an account's jobs are left for later."""
 _QUEUED: Final = (col(Job.status) == JobStatus.QUEUED.value, col(Job.hinted_at).is_(None))
 _PUT_OFF: Final = (*_QUEUED, col(Job.run_at) <= database_now())
-_DUE: Final = (
-    select(col(Job.id))
-    .where(*_PUT_OFF, col(Job.lane).in_([lane.value for lane in Lane]))  # how the index begins
-    .limit(bindparam("most", type_=Integer))
-)
+_MOST: Final = bindparam("most", type_=Integer)
+_IN_A_LANE: Final = col(Job.lane).in_([lane.value for lane in Lane])  # how the index begins
+_WAITS: Final = sqlalchemy.select(col(Job.id)).where(*_QUEUED, _IN_A_LANE).limit(1)
+_DUE: Final = sqlalchemy.select(col(Job.id)).where(*_PUT_OFF, _IN_A_LANE).limit(_MOST)
 
 
 class Flight(NamedTuple):
@@ -46,6 +45,11 @@ class LetIn(NamedTuple):
     hinted: list[str]
     short: set[str]
     """Batches some of whose lines cannot be paid for now."""
+
+
+def anybody(session: Session) -> bool:
+    """Whether a job waits for its turn, or for its time."""
+    return session.execute(_WAITS).first() is not None
 
 
 def due(session: Session, limit: int) -> list[str]:

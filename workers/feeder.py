@@ -160,9 +160,10 @@ class Feeder:
 
 
 def _look(session: Session) -> tuple[list[str], list[Lane]]:
-    return feeding.due(session, AT_ONCE), [
-        lane for lane in Lane if sources.waiting(session, lane, 1)
-    ]
+    if not feeding.anybody(session):
+        return [], []
+    lanes = [lane for lane in Lane if sources.waiting(session, lane, 1)]
+    return feeding.due(session, AT_ONCE), lanes
 
 
 def _capped(catalog: Catalog, names: Iterable[str]) -> dict[str, tuple[str, int]]:

@@ -159,6 +159,7 @@ QUERIES: dict[str, Callable[[Session, str, str], object]] = {
         session, Lane.BATCH, {Source(account, "batch_1", "test", 1): 1}
     ),
     "flight": lambda session, *_: feeding.flight(session),
+    "anybody": lambda session, *_: feeding.anybody(session),
     "due": lambda session, *_: feeding.due(session, 10),
     "stale": lambda session, *_: hints.stale(session, "interactive", after_ms=9, limit=10),
     "mark": lambda session, _, job: hints.mark(session, [job], after_ms=9),

@@ -66,6 +66,7 @@ def effort(session: Session) -> int:
         connection.connection.set_progress_handler(count, 100)
     lane = Lane.INTERACTIVE.value
     found = waiting(session, lane, AT_ONCE)
+    assert feeding.anybody(session)
     assert feeding.due(session, AT_ONCE) == []
     assert feeding.flight(session).accounts.total() == 0
     assert hints.mark(session, found, after_ms=HOUR) == found != []
