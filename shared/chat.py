@@ -48,8 +48,13 @@ class Transcript:
                 known = self._choices[index] = _Choice()
             known.add(choice)
             if delta := choice.get("delta"):
-                self.spoke = self.spoke or _speaks(delta)
-                self.characters += _letters(delta)
+                text = delta.get("content") if len(delta) == 1 else None
+                if type(text) is str:  # as in most
+                    self.spoke = self.spoke or text != ""
+                    self.characters += len(text)
+                else:
+                    self.spoke = self.spoke or _speaks(delta)
+                    self.characters += _letters(delta)
         for name, value in (extra or {}).items():
             if value is not None and name not in ENVELOPE:
                 self._extra[name] = value

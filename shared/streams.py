@@ -9,8 +9,7 @@ of its last one.
 import asyncio
 import zlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from redis.asyncio import Redis
@@ -68,8 +67,7 @@ return seq
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry of a job's log."""
 
     attempt: int

@@ -11,8 +11,10 @@ from workers.upstreams.calls import Reader
 from workers.upstreams.lines import LIMIT, SSELines
 from workers.upstreams.protocol import Delta
 
-OURS: Final = ("id", "object", "created", "model", "obfuscation")
+OURS: Final = frozenset({"id", "object", "created", "model", "obfuscation", "usage"})
 """Fields of a chunk that we say ourselves, or that only blur its length."""
+TEXT: Final = frozenset({"content"})
+"""All there is in most deltas; what looks at every word looks at these first."""
 STEADY: Final = frozenset({"service_tier", "system_fingerprint"})
 """Fields that are no news in a chunk without choices."""
 
@@ -61,17 +63,16 @@ class _Chunks:
         """A chunk as a delta; None when nothing is in it. Raises `UpstreamError` if it is one."""
         if error := _error_in(chunk):
             raise failures.in_band(error, secret=self._secret)
-        usage = _counts(chunk.pop("usage", None))
-        for name in OURS:
-            chunk.pop(name, None)
+        usage = _counts(chunk["usage"]) if "usage" in chunk else None
         choices = chunk.get("choices") or []
         for choice in choices:
             self._note(choice)
+        theirs = {name: value for name, value in chunk.items() if name not in OURS}
+        if choices and self._untold:
+            theirs, self._untold = {**theirs, **self._untold}, {}
+        extra = {name: theirs[name] for name in theirs if name != "choices"}
         if choices:
-            chunk, self._untold = {**chunk, **self._untold}, {}
-        extra = {name: value for name, value in chunk.items() if name != "choices"}
-        if choices:
-            return Delta(choices, orjson.dumps(chunk), usage, extra or None)
+            return Delta(choices, orjson.dumps(theirs), usage, extra or None)
         if usage:
             # Asked for by us, not by the caller, whatever else its server puts into it.
             return Delta([], b"", usage, extra or None)
@@ -83,6 +84,9 @@ class _Chunks:
 
     def _note(self, choice: dict[str, Any]) -> None:
         index = choice.get("index") or 0
+        if _is_text(choice):
+            self._seen.add(index)
+            return
         if not _well_formed(choice):
             raise TypeError("not a choice")
         self._seen.add(index)
@@ -193,6 +197,19 @@ def _error_in(chunk: dict[str, Any]) -> Any:
     """The error that a chunk carries, or is."""
     bare = "choices" not in chunk and "message" in chunk
     return chunk.get("error") or (chunk if bare else None)
+
+
+def _is_text(choice: dict[str, Any]) -> bool:
+    """Whether it is a piece of text and no more."""
+    delta = choice.get("delta")
+    return (
+        type(delta) is dict
+        and delta.keys() == TEXT
+        and type(delta["content"]) is str
+        and type(choice.get("index")) is int
+        and choice.get("finish_reason") is None
+        and choice.get("logprobs") is None
+    )
 
 
 def _well_formed(choice: dict[str, Any]) -> bool:
