@@ -38,6 +38,7 @@ COMPARED: Final[Mapping[str, Sequence[Callable[[Target], Figure]]]] = {
 """Groups that others can be measured by."""
 MANY: Final = {"SLUICE_WORKER_CONCURRENCY": "6000"}
 ONE: Final = {"SLUICE_WORKER_CONCURRENCY": "1"}
+CONNECTIONS: Final = 1_000
 GROUPS: Final = {
     **{name: Group(measures) for name, measures in COMPARED.items()},
     "accepts": Group([throughput.accepts], workers=0),
@@ -86,7 +87,10 @@ def _of_peer(name: str, groups: list[str]) -> Iterator[Figure]:
 
 def _figures(database: str, groups: list[str]) -> Iterator[Figure]:
     with ExitStack() as opened:
-        server = opened.enter_context(postgres()) if database == "postgresql" else None
+        server = None
+        if database == "postgresql":
+            server = opened.enter_context(postgres())
+            server.admit(CONNECTIONS)
         for group in map(GROUPS.__getitem__, groups):
             with running(
                 *answers.MODELS, postgres=server, workers=group.workers, **group.settings

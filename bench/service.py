@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import httpx
+
 from bench.watch import DATABASE
 from shared import revisions
 from tests.fakes.upstream import ScriptedUpstream
 from tests.postgres import Postgres
-from tests.stack import SHORT, Process, Stack
+from tests.stack import SHORT, Process, Stack, eventually
 from tests.valkey import free_port, valkey
 
 PRICE: Final = "input_price = 1.0\noutput_price = 2.0"
@@ -42,10 +44,12 @@ class Service(Target):
         return sum(name.startswith("worker") for name in self.pids)
 
     def add_worker(self) -> Process:
-        """Start one more worker, and wait until it takes jobs."""
-        worker = self.stack.worker()
+        """Start one more worker, and wait until it is known."""
+        worker, number = self.stack.worker(), self.workers + 1
+        self.pids[f"worker {number}"] = worker.pid
+        known = f"sluice_workers {number}.0"
+        eventually(lambda: known in httpx.get(f"{self.url}/metrics").text.splitlines(), 60)
         self.stack.ready(worker)
-        self.pids[f"worker {self.workers + 1}"] = worker.pid
         return worker
 
 

