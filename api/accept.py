@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import orjson
-from sqlmodel import Session
 
 from api import affording
+from api.callers import Caller
 from api.commit import commit
-from api.deps import Caller
 from api.front import Front
 from api.throttle import Admission
 from api.wire.chat import ChatCompletionRequest
@@ -93,6 +93,7 @@ def told(submissions: Sequence[Submission]) -> dict[str, str]:
 
 async def accept(
     front: Front,
+    caller: Caller,
     admission: Admission,
     submissions: Sequence[Submission],
     sent: Sent | None,
@@ -116,7 +117,7 @@ async def accept(
         if not known:
             raise
         return known, True
-    accepted, again = await _pay(front, admission, submissions, sent)
+    accepted, again = await _pay(front, caller, admission, submissions, sent)
     if again:
         await admission.end()
     else:
@@ -150,32 +151,38 @@ async def _sent_before(front: Front, new: Submission, sent: Sent) -> list[Job]:
 
 
 async def _pay(
-    front: Front, admission: Admission, submissions: Sequence[Submission], sent: Sent | None
+    front: Front,
+    caller: Caller,
+    admission: Admission,
+    submissions: Sequence[Submission],
+    sent: Sent | None,
 ) -> tuple[list[Job], bool]:
     """Commit; a single job that cannot be paid for may be made smaller."""
     payable = submissions
     for _ in range(2):  # the account may have too little, and then the key
         try:
-            return await _commit(front, admission, payable, sent)
+            return await _commit(front, caller, admission, payable, sent)
         except (InsufficientCredits, KeyLimitReached) as refusal:
             less = affording.smaller(submissions[0], refusal) if len(submissions) == 1 else None
             if less is None:
                 raise
             payable = [less]
-    return await _commit(front, admission, payable, sent)
+    return await _commit(front, caller, admission, payable, sent)
 
 
 async def _commit(
-    front: Front, admission: Admission, submissions: Sequence[Submission], sent: Sent | None
+    front: Front,
+    caller: Caller,
+    admission: Admission,
+    submissions: Sequence[Submission],
+    sent: Sent | None,
 ) -> tuple[list[Job], bool]:
-    account_id, check = submissions[0].account_id, admission.check if admission.counts else None
-
-    def submit(session: Session) -> tuple[list[Job], bool]:
-        return idempotency.submit(session, submissions, sent, again=True, check=check)
-
-    asked = Asked(submissions, sent, check)
-    first = front.tx.together(account_id, idempotency.submit_together, asked)
-    return await commit(front, account_id, first, again=submit)
+    asked = Asked(
+        submissions, sent, admission.check if admission.counts else None, caller.remembered
+    )
+    first = front.tx.together(caller.account_id, idempotency.submit_together, asked)
+    again = partial(idempotency.submit, asked=asked, again=True)
+    return await commit(front, caller.account_id, first, again=again)
 
 
 def _hint(front: Front, submissions: Sequence[Submission]) -> None:

@@ -4,8 +4,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from api import errors, front
+from api.direct import Direct
 from api.middleware import Metrics, Requests
 from api.routes import (
     admin_accounts,
@@ -37,6 +39,7 @@ stream it, or come back for it later, from any connection. OpenAI's SDKs work un
 ADMIN = (admin_accounts, admin_keys, admin_credits, admin_audit)
 OURS = (queue, models, credits, webhooks, events)
 BULK = (files, batches, batch_results)
+SUBMISSIONS = (chat.create, public.create, jobs.submit)
 RESOURCES = (chat, public, completions, jobs, *BULK, *OURS, *ADMIN, health)
 
 
@@ -68,5 +71,12 @@ def create_app(settings: ApiSettings) -> FastAPI:
             return settings.file_limit
         return settings.file_limit + files.FORM if path == files.PATH else settings.body_limit
 
+    asked_most = [
+        route
+        for resource in (chat, public, jobs)
+        for route in resource.router.routes
+        if isinstance(route, APIRoute) and route.endpoint in SUBMISSIONS
+    ]
+    app.add_middleware(Direct, routes=asked_most)
     app.add_middleware(Requests, metrics=metrics, limit_of=limit_of)
     return app

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from api.attendance import Attendance
 from api.backlog import Backlog
+from api.callers import Callers
 from api.holds import Holds
 from api.hub import Hub
 from api.middleware import Metrics
@@ -53,7 +54,7 @@ class Front:
         self.catalog = catalog
         self.metrics = metrics
         self.storage = Storage(settings.file_store)
-        self.tokens = Tokens(settings)
+        self.callers = Callers(tx, Tokens(settings))
         self.hub = Hub(redis)
         self.watches = Watches(tx)
         self.attendance = Attendance(tx, settings.disconnect_grace)
@@ -87,7 +88,7 @@ class Front:
         capped = False
         with suppress(ModelNotFound):
             capped = self.catalog.find(job.model).running is not None
-        return await self.tx.read(standing.look, job, capped=capped)
+        return await self.tx.look(standing.look_all, (job, capped))
 
     async def forget(self, job: Job) -> None:
         """Delete a deleted job's log."""

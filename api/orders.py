@@ -10,7 +10,7 @@ import orjson
 from fastapi import Request
 
 from api import parse, uploads
-from api.deps import Caller
+from api.callers import Caller
 from api.front import Front
 from api.lines import ENDPOINT, Report
 from api.wire.batches import BatchCreate, BatchTerms

@@ -7,8 +7,7 @@ counted from the rows of jobs, in the transaction that accepts one more.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 from redis.asyncio import Redis
@@ -16,6 +15,7 @@ from redis.exceptions import RedisError
 from sqlmodel import Session
 
 from api import meters
+from api.callers import Caller
 from api.counters import Local, Shared
 from api.meters import CONCURRENCY, TOKENS, Bounds, Meter, Reading, Want
 from shared import background, buckets, jobs, places, streams
@@ -44,14 +44,9 @@ class Throttle:
         """Wait for nothing any more: what is not given back refills."""
         await background.stop(*self._late)
 
-    @asynccontextmanager
-    async def admission(self, account_id: str, own: Sequence[Bounds]) -> AsyncIterator["Admission"]:
-        """For one request and the limits of its key and account; ends with the request's answer."""
-        admission = Admission(self, account_id, own)
-        try:
-            yield admission
-        finally:
-            await admission.end()
+    def admission(self, caller: Caller) -> "Admission":
+        """For one request of a caller; it ends with the request's answer."""
+        return Admission(self, caller)
 
     async def take(self, wanted: Sequence[Meter]) -> tuple[list[Reading], bool]:
         """How far each bucket is with what is wanted, and whether that is in Redis.
@@ -126,12 +121,12 @@ class Throttle:
 class Admission:
     """What one request has taken."""
 
-    def __init__(self, throttle: Throttle, account_id: str, own: Sequence[Bounds]) -> None:
+    def __init__(self, throttle: Throttle, caller: Caller) -> None:
         self.headers: dict[str, str] = {}
         """What its answer says of the limits."""
         self._throttle = throttle
-        self._account_id = account_id
-        self._own = own
+        self._account_id = caller.account_id
+        self._own = caller.bounds
         self._catalog: Catalog
         self._taken: list[Meter] = []
         self._counts: list[Meter] = []

@@ -8,7 +8,7 @@ from datetime import timedelta
 import orjson
 from fastapi import Request
 
-from api.deps import Caller
+from api.callers import Caller
 from api.form import Form
 from api.front import Front
 from api.lines import Checker, Report, body_check

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -23,8 +22,10 @@ from sqlalchemy.exc import (
 from sqlmodel import Session
 
 from shared import engines
+from shared.calls import Call, hand_over
 from shared.engines import patience
 from shared.errors import ServiceError, Unavailable
+from shared.looks import Looks
 
 log = structlog.get_logger()
 
@@ -69,24 +70,6 @@ def undone(error: Exception) -> bool:
     return _sqlstate(error) in _ROLLED_BACK
 
 
-@dataclass(slots=True, eq=False)
-class _Call:
-    work: Callable[[Session], Any]
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Any]
-    account_id: str = ""
-    alone: bool = False
-    """In a transaction of its own."""
-    many: Callable[[Session, list[Any]], list[Any]] | None = None
-    """What does this and others of its kind at once, given the items of all."""
-    item: Any = None
-    made_at: float = field(default_factory=time.monotonic)
-    under_way: bool = False
-    """In a transaction; before that, a call can be refused for certain."""
-    result: Any = None
-    error: BaseException | None = None
-
-
 class Transactions:
     """Run domain functions in a thread, each in a transaction that has committed when we return.
 
@@ -98,13 +81,14 @@ class Transactions:
     def __init__(self, engine: Engine, *, within: float = ANSWER_WITHIN) -> None:
         self._engine = engine
         self._within = within
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[Call[Any]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._causes: set[str] = set()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._writer = threading.Thread(target=self._write, name="commit", daemon=True)
         self._writer.start()
+        self._looks = Looks(self._read)
 
     async def __call__(
         self, work: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
@@ -124,7 +108,8 @@ class Transactions:
         A group's calls take their accounts in order, as those of every other process do: two that
         took them crosswise would wait for each other.
         """
-        return await self._answered(lambda session: work(session, *args, **kwargs), account_id)
+        call = self._call(lambda session: work(session, *args, **kwargs), account_id)
+        return await self._written(call)
 
     async def alone(
         self, work: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
@@ -133,7 +118,8 @@ class Transactions:
 
         It shares its transaction with nobody, whose accounts might come before.
         """
-        return await self._answered(lambda session: work(session, *args, **kwargs), alone=True)
+        call = self._call(lambda session: work(session, *args, **kwargs), alone=True)
+        return await self._written(call)
 
     async def together(
         self, account_id: str, work: Callable[[Session, list[T]], list[R]], item: T
@@ -143,24 +129,40 @@ class Transactions:
         They share not only the transaction but the statements. When that raises, each is tried
         by itself.
         """
-        return await self._answered(
+        call = self._call(
             lambda session: work(session, [item])[0], account_id, many=work, item=item
         )
+        return await self._written(call)
 
-    async def _answered(self, work: Callable[[Session], R], account_id: str = "", **kind: Any) -> R:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
-        call = _Call(work, loop, future, account_id, **kind)
+    async def _written(self, call: Call[R]) -> R:
         with self._changed:
             if self._closed or len(self._waiting) >= QUEUE_LIMIT:
                 raise DatabaseUnavailable("The database cannot keep up.")
             self._waiting.append(call)
             self._changed.notify()
-        bound = loop.call_later(self._within, self._give_up, call)
+        return await self._answered(call)
+
+    def _call(self, work: Callable[[Session], R], account_id: str = "", **kind: Any) -> Call[R]:
+        loop = asyncio.get_running_loop()
+        return Call(work, loop, loop.create_future(), account_id, **kind)
+
+    async def _answered(self, call: Call[R]) -> R:
+        bound = call.loop.call_later(self._within, self._give_up, call)
         try:
-            return await future
+            return await call.future
         finally:
             bound.cancel()
+
+    async def look(self, work: Callable[[Session, list[T]], list[R]], item: T) -> R:
+        """What `work(session, items)` makes of this item, where it only reads, and soon.
+
+        It is asked for all that wait at once. When that raises, for each by itself.
+        """
+        if self._closed:
+            raise DatabaseUnavailable("The database is closed.")
+        call = self._call(lambda session: work(session, [item])[0], many=work, item=item)
+        self._looks.put(call)
+        return await self._answered(call)
 
     async def read(
         self, work: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
@@ -175,8 +177,8 @@ class Transactions:
                 return await loop.run_in_executor(
                     self._readers,
                     self._read,
-                    until,
                     lambda session: work(session, *args, **kwargs),
+                    until,
                 )
         except TimeoutError as error:
             if not bound.expired():
@@ -189,10 +191,11 @@ class Transactions:
             self._closed = True
             self._changed.notify()
         self._writer.join(self._within)
+        self._looks.close(self._within)
         self._readers.shutdown(cancel_futures=True)
         self._engine.dispose()
 
-    def _give_up(self, call: _Call) -> None:
+    def _give_up(self, call: Call[Any]) -> None:
         with self._changed, suppress(ValueError):
             self._waiting.remove(call)
         if not call.future.done():
@@ -210,7 +213,8 @@ class Transactions:
                 raise
         return connection
 
-    def _read(self, until: float, work: Callable[[Session], R]) -> R:
+    def _read(self, work: Callable[[Session], R], until: float | None = None) -> R:
+        until = until or time.monotonic() + self._within
         try:
             with self._begun(reads_only=True) as connection, patience(until):
                 return work(Session(connection, expire_on_commit=False))
@@ -232,7 +236,7 @@ class Transactions:
                 if self._commit(connection, group):
                     for call in group:
                         self._commit_alone(call)
-            _answer(group)
+            hand_over(group)
 
     def _awaited(self) -> bool:
         """Wait for calls; False when there will be no more."""
@@ -240,16 +244,16 @@ class Transactions:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             return bool(self._waiting)
 
-    def _made_by(self, moment: float) -> list[_Call]:
+    def _made_by(self, moment: float) -> list[Call[Any]]:
         """The calls that have waited since; they fail together, as one attempt did for all."""
         with self._changed:
             many = sum(call.made_at <= moment for call in self._waiting)
             return [self._waiting.popleft() for _ in range(many)]
 
-    def _next_group(self) -> list[_Call]:
+    def _next_group(self) -> list[Call[Any]]:
         """The calls for the transaction that has begun; only from here on may they take place."""
         with self._changed:
-            group: list[_Call] = []
+            group: list[Call[Any]] = []
             while self._waiting and len(group) < GROUP_LIMIT:
                 if group and (group[0].alone or self._waiting[0].alone):
                     break
@@ -259,7 +263,7 @@ class Transactions:
                 call.under_way = True
         return group
 
-    def _commit(self, connection: Connection, group: list[_Call]) -> bool:
+    def _commit(self, connection: Connection, group: list[Call[Any]]) -> bool:
         """Commit the group as one; True when the database surely undid it, for another's sake."""
         committing = False
         try:
@@ -278,7 +282,7 @@ class Transactions:
             self._causes.clear()
         return False
 
-    def _run_all(self, connection: Connection, group: list[_Call]) -> None:
+    def _run_all(self, connection: Connection, group: list[Call[Any]]) -> None:
         """Do what the calls ask for; those for which it gets late go back to the queue."""
         began, number = time.monotonic(), 0
         for _, calls in groupby(group, key=_kind):
@@ -294,7 +298,7 @@ class Transactions:
             _run_some(some, connection, alone=len(group) == 1)
             number += len(some)
 
-    def _commit_alone(self, call: _Call) -> None:
+    def _commit_alone(self, call: Call[Any]) -> None:
         """Try a call again that the database undid."""
         for _ in range(TRIES - 1):
             if call.future.done():
@@ -307,7 +311,9 @@ class Transactions:
             if not self._commit(connection, [call]):
                 break
 
-    def _fail(self, group: list[_Call], error: Exception, *, maybe_committed: bool = False) -> None:
+    def _fail(
+        self, group: list[Call[Any]], error: Exception, *, maybe_committed: bool = False
+    ) -> None:
         for call in group:
             call.error = error
             if isinstance(error, DBAPIError) and not isinstance(error, OURS):
@@ -324,12 +330,12 @@ class Transactions:
         return away
 
 
-def _kind(call: _Call) -> tuple[str, object]:
+def _kind(call: Call[Any]) -> tuple[str, object]:
     """What calls have in common that are done at once; others have it with nobody."""
     return call.account_id, call.many or call.work
 
 
-def _run_some(calls: list[_Call], connection: Connection, *, alone: bool) -> None:
+def _run_some(calls: list[Call[Any]], connection: Connection, *, alone: bool) -> None:
     """Do what calls of one kind ask for, if need be one by one."""
     many = calls[0].many
     if many is None or len(calls) == 1 or not _run_together(many, calls, connection):
@@ -338,7 +344,7 @@ def _run_some(calls: list[_Call], connection: Connection, *, alone: bool) -> Non
 
 
 def _run_together(
-    many: Callable[[Session, list[Any]], list[Any]], calls: list[_Call], connection: Connection
+    many: Callable[[Session, list[Any]], list[Any]], calls: list[Call[Any]], connection: Connection
 ) -> bool:
     """Do what they ask for at once, in a savepoint; False when that failed."""
     own: Any = {"expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
@@ -358,7 +364,7 @@ def _run_together(
     return True
 
 
-def _run(call: _Call, connection: Connection, *, alone: bool) -> None:
+def _run(call: Call[Any], connection: Connection, *, alone: bool) -> None:
     """Do what one call asks for, in a savepoint unless it is alone; its failure is its own."""
     call.error = None
     mode: Any = "rollback_only" if alone else "create_savepoint"
@@ -375,24 +381,3 @@ def _run(call: _Call, connection: Connection, *, alone: bool) -> None:
 
 def _sqlstate(error: Exception) -> str | None:
     return getattr(getattr(error, "orig", None), "sqlstate", None)
-
-
-def _answer(group: list[_Call]) -> None:
-    """Hand results over, with one wake-up of each event loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Call]] = {}
-    for call in group:
-        by_loop.setdefault(call.loop, []).append(call)
-    for loop, calls in by_loop.items():
-        # A loop that has closed has nobody left to tell.
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(_resolve, calls)
-
-
-def _resolve(calls: list[_Call]) -> None:
-    for call in calls:
-        if call.future.done():
-            continue
-        if call.error is not None:
-            call.future.set_exception(call.error)
-        else:
-            call.future.set_result(call.result)

@@ -9,10 +9,11 @@ from sqlalchemy import delete, func, or_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col, select
 
-from shared import jobs
+from shared import jobs, keys
 from shared.clock import database_now, due_at
 from shared.errors import IdempotencyInFlight, IdempotencyKeyReused, NotFound
 from shared.jobs import Submission
+from shared.keys import Bearer
 from shared.tables import IdempotencyKey, Job
 
 KEPT_FOR: Final = 24 * 3600 * 1000
@@ -38,22 +39,28 @@ class Sent:
     """This is such a repetition."""
 
 
-def submit(
-    session: Session,
-    many: Sequence[Submission],
-    sent: Sent | None,
-    *,
-    again: bool = False,
-    check: Callable[[Session], None] | None = None,
-) -> tuple[list[Job], bool]:
+class Asked(NamedTuple):
+    """What one request submits."""
+
+    submissions: Sequence[Submission]
+    sent: Sent | None = None
+    check: Callable[[Session], None] | None = None
+    """Raises what keeps out submissions that are new."""
+    bearer: Bearer | None = None
+    """Whoever asks, if it was not looked up for this request."""
+
+
+def submit(session: Session, asked: Asked, *, again: bool = False) -> tuple[list[Job], bool]:
     """Accept all of them, or find the jobs that this very request became earlier (True).
 
-    `again`: these submissions were tried before, and their commit went unanswered. `check` raises
-    what keeps out those that are new. Raises `IdempotencyKeyReused` when the key came with another
-    request, `IdempotencyInFlight` while the same one is being accepted elsewhere.
+    `again`: these submissions were tried before, and their commit went unanswered. Raises
+    `IdempotencyKeyReused` when the key came with another request, `IdempotencyInFlight` while the
+    same one is being accepted elsewhere, `KeyChanged` when the bearer is not what it was.
     """
+    many, sent, check, bearer = asked
     if again and (landed := _rows(session, [new.job_id for new in many])):
         return landed, False
+    keys.confirm(session, [bearer] if bearer else [])
     if sent is not None and sent.key is not None:
         earlier = enter(session, many[0].account_id, sent, [new.job_id for new in many])
         if earlier is not None:
@@ -62,28 +69,21 @@ def submit(
                 raise NotFound(DELETED)
             return found, True
     else:
-        many = _marked(Asked(many, sent))
+        many = _marked(asked)
     if check is not None:
         check(session)
     return jobs.submit_all(session, many), False
 
 
-class Asked(NamedTuple):
-    """What one request submits."""
-
-    submissions: Sequence[Submission]
-    sent: Sent | None
-    check: Callable[[Session], None] | None = None
-
-
 def submit_together(session: Session, many: Sequence[Asked]) -> list[tuple[list[Job], bool]]:
     """`submit` for requests of one account; those without a key or a check share statements."""
+    keys.confirm(session, [asked.bearer for asked in many if asked.bearer and _plain(asked)])
     plain = [_marked(asked) for asked in many if _plain(asked)]
     rows = iter(jobs.submit_all(session, [new for each in plain for new in each]))
     return [
         (list(islice(rows, len(asked.submissions))), False)
         if _plain(asked)
-        else submit(session, asked.submissions, asked.sent, check=asked.check)
+        else submit(session, asked)
         for asked in many
     ]
 

@@ -7,10 +7,11 @@ A key reads `ak_<public id>_<secret>`: found by its public id, proven by its sec
 import hashlib
 import hmac
 import re
-from typing import Any, Final, Literal, TypedDict, Unpack
+from collections.abc import Iterable
+from typing import Any, Final, Literal, NamedTuple, TypedDict, Unpack
 
 import sqlalchemy
-from sqlalchemy import bindparam, func, update
+from sqlalchemy import bindparam, func, or_, update
 from sqlmodel import Session, col, select
 
 from shared import accounts, clock, ids, pages, rows
@@ -28,7 +29,6 @@ _KEY = re.compile(
     rf"ak_([{ids.ALPHABET}]{{{PUBLIC_LETTERS}}})_([{ids.ALPHABET}]{{{SECRET_LETTERS}}})"
 )
 
-
 _BEARER: Final = (
     sqlalchemy.select(
         (col(ApiKey.expires_at) <= database_now()).label("expired"),
@@ -38,6 +38,23 @@ _BEARER: Final = (
     .join_from(ApiKey, Account)
     .where(col(ApiKey.public_id) == bindparam("named"))
 )
+_STILL: Final = (
+    sqlalchemy.select(
+        *map(col, (ApiKey.id, ApiKey.account_id, ApiKey.scopes, ApiKey.models, ApiKey.limits)),
+        col(Account.limits),
+    )
+    .join_from(ApiKey, Account)
+    .where(
+        col(ApiKey.id) == bindparam("named"),
+        col(ApiKey.revoked_at).is_(None),
+        or_(col(ApiKey.expires_at).is_(None), col(ApiKey.expires_at) > database_now()),
+        col(Account.disabled_at).is_(None),
+    )
+)
+
+
+class KeyChanged(InvalidApiKey):
+    """A bearer is not what was remembered of it."""
 
 
 class Terms(TypedDict, total=False):
@@ -50,6 +67,22 @@ class Terms(TypedDict, total=False):
     credit_limit: int | None
     credit_period: str | None
     expires_at: int | None
+
+
+class Bearer(NamedTuple):
+    """Whoever holds a key that is valid, as far as it matters to what they ask for."""
+
+    key_id: str
+    account_id: str
+    scopes: list[str]
+    models: list[str] | None
+    limits: dict[str, int] | None
+    account_limits: dict[str, int] | None
+
+    @classmethod
+    def of(cls, key: ApiKey, account: Account) -> "Bearer":
+        """The one that `authenticate` has found."""
+        return cls(key.id, account.id, key.scopes, key.models, key.limits, account.limits)
 
 
 def create(session: Session, *, account: str, **terms: Unpack[Terms]) -> tuple[ApiKey, str]:
@@ -81,6 +114,17 @@ def authenticate(session: Session, text: str) -> tuple[ApiKey, Account]:
     account = rows.load(session, Account, found[1 + len(rows.columns(ApiKey)) :])
     accounts.check_enabled(account)
     return key, account
+
+
+def confirm(session: Session, remembered: Iterable[Bearer]) -> None:
+    """Raise `KeyChanged` unless their keys are still valid, and on the same terms."""
+    sure: list[Bearer] = []
+    for bearer in remembered:
+        if bearer not in sure:
+            found = session.connection().execute(_STILL, {"named": bearer.key_id}).one_or_none()
+            if found is None or tuple(found) != bearer:
+                raise KeyChanged("The key was changed just now.")
+            sure.append(bearer)
 
 
 def find(session: Session, key_id: str) -> ApiKey:

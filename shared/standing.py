@@ -1,12 +1,14 @@
 """Where a waiting job stands in its lane, and when it may start."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import sqrt
 from typing import Any, Final
 
-from sqlalchemy import bindparam, func, or_
+from sqlalchemy import bindparam, func
 from sqlmodel import Session, col, select
 
 from shared import feeding, hints, lanes, sources
@@ -22,18 +24,20 @@ ONE_IN_TEN: Final = 1.28
 """Standard deviations that one in ten exceeds."""
 
 
-# Every job in the background is told its place when it is accepted, and to build this takes longer
-# than to run it.
+# Every job in the background is told its place when it is accepted, and to build these takes longer
+# than to run them.
+_HINTED: Final = (col(Job.status) == JobStatus.QUEUED.value, col(Job.lane) == bindparam("wanted"))
 _EARLIER: Final = select(func.count()).select_from(
     select(col(Job.id))
-    .where(
-        col(Job.status) == JobStatus.QUEUED.value,
-        col(Job.lane) == bindparam("wanted"),
-        col(Job.hinted_at) <= bindparam("moment"),
-        or_(col(Job.hinted_at) < bindparam("moment"), col(Job.id) < bindparam("own")),
-    )
+    .where(*_HINTED, col(Job.hinted_at) < bindparam("moment"))
     .limit(RANK_LIMIT)
     .subquery()
+)
+_SAME: Final = (
+    select(col(Job.id))
+    .where(*_HINTED, col(Job.hinted_at) == bindparam("moment"))
+    .order_by(col(Job.id))
+    .limit(RANK_LIMIT)
 )
 
 
@@ -52,18 +56,31 @@ def look(session: Session, job: Job, *, capped: bool = False) -> Standing | None
 
     `capped`: only so many of its model may run at once, so a lane's speed says nothing of it.
     """
+    return look_all(session, [(job, capped)])[0]
+
+
+def look_all(session: Session, asked: Sequence[tuple[Job, bool]]) -> list[Standing | None]:
+    """The same for many, each `capped` or not; what they have in common is counted once."""
+    speeds = {lane: _Speed(session, lane) for lane in Lane}
+    moments = _Moments(session)
+    return [_look(session, job, capped, speeds[Lane(job.lane)], moments) for job, capped in asked]
+
+
+def _look(
+    session: Session, job: Job, capped: bool, speed: "_Speed", moments: "_Moments"
+) -> Standing | None:
     if job.status != JobStatus.QUEUED or job.run_at is not None:
         return None
     lane = Lane(job.lane)
     if job.hinted_at is not None:
-        ahead = _hinted_before(session, job, job.hinted_at)
-        return Standing(ahead, _eta(session, lane, ahead))
+        ahead = moments.before(job, job.hinted_at)
+        return Standing(ahead, speed.eta(ahead))
     waiting = _before(session, lane, job)
     if waiting is None:
         return None
     ahead = min(RANK_LIMIT, hints.out(session, lane.value, RANK_LIMIT) + waiting)
     held_back = capped or _held_back(session, job)
-    return Standing(ahead, None if held_back else _eta(session, lane, ahead))
+    return Standing(ahead, None if held_back else speed.eta(ahead))
 
 
 def whole(session: Session, batch: Source) -> tuple[float, float] | None:
@@ -78,12 +95,25 @@ def whole(session: Session, batch: Source) -> tuple[float, float] | None:
         return None
     weights = {account: float(limits.weight or 1) for account, limits in terms.items()}
     ahead = _in_turn(found, batch, batch.waiting - 1, weights)
-    return _spent(session, lane, hints.out(session, lane.value, RANK_LIMIT) + ahead + 1)
+    return _Speed(session, lane).spent(hints.out(session, lane.value, RANK_LIMIT) + ahead + 1)
 
 
-def _hinted_before(session: Session, job: Job, hinted_at: int) -> int:
-    named = {"wanted": job.lane, "moment": hinted_at, "own": job.id}
-    return int(session.connection().execute(_EARLIER, named).scalar_one())
+class _Moments:
+    """How many hints are older: jobs that are accepted together get theirs in one moment."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._known: dict[tuple[str, int], tuple[int, list[str]]] = {}
+
+    def before(self, job: Job, hinted_at: int) -> int:
+        moment = job.lane, hinted_at
+        if moment not in self._known:
+            named = {"wanted": job.lane, "moment": hinted_at}
+            run = self._session.connection().execute
+            older = run(_EARLIER, named).scalar_one()
+            self._known[moment] = older, list(run(_SAME, named).scalars())
+        older, same = self._known[moment]
+        return min(RANK_LIMIT, older + bisect_left(same, job.id))
 
 
 def _before(session: Session, lane: Lane, job: Job) -> int | None:
@@ -138,22 +168,34 @@ def _held_back(session: Session, job: Job) -> bool:
     return limited or bounded or account.credits < (job.hold_due or 0)
 
 
-def _eta(session: Session, lane: Lane, ahead: int) -> tuple[float, float] | None:
-    """From the lane's speed lately; a job for which a slot is free starts at once."""
-    to_end = ahead + 1 - feeding.free(session, lane)
-    if to_end <= 0:
-        return 0.0, 0.0
-    return _spent(session, lane, to_end)
+class _Speed:
+    """How soon a lane comes to a place in it, from how it did lately."""
 
+    def __init__(self, session: Session, lane: Lane) -> None:
+        self._session = session
+        self._lane = lane
 
-def _spent(session: Session, lane: Lane, to_end: int) -> tuple[float, float] | None:
-    """What it takes a lane to end so many."""
-    ended, seconds = lanes.drained(session, lane)
-    if not ended or not seconds:
-        return None
-    likely = to_end * seconds / ended
-    # Ends come as they like: the more we have seen and the more we wait for, the surer it is.
-    return likely, likely * (1 + ONE_IN_TEN * sqrt(1 / to_end + 1 / ended))
+    @cached_property
+    def _free(self) -> int:
+        return feeding.free(self._session, self._lane)
+
+    @cached_property
+    def _drained(self) -> tuple[int, float]:
+        return lanes.drained(self._session, self._lane)
+
+    def eta(self, ahead: int) -> tuple[float, float] | None:
+        """A job for which a slot is free starts at once."""
+        to_end = ahead + 1 - self._free
+        return (0.0, 0.0) if to_end <= 0 else self.spent(to_end)
+
+    def spent(self, to_end: int) -> tuple[float, float] | None:
+        """What it takes to end so many."""
+        ended, seconds = self._drained
+        if not ended or not seconds:
+            return None
+        likely = to_end * seconds / ended
+        # Ends come as they like: the more we have seen and the more we wait for, the surer it is.
+        return likely, likely * (1 + ONE_IN_TEN * sqrt(1 / to_end + 1 / ended))
 
 
 def _count(session: Session, ids: Any) -> int:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from api.deps import AdminCaller, Caller, FrontDep
+from api.callers import Caller
+from api.deps import AdminCaller, FrontDep
 from api.errors import json_response
 from api.wire.admin import KeyChange, KeyCreate, KeyPage, KeyRotate, key_object, read_body
 from api.wire.objects import list_object

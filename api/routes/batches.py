@@ -9,8 +9,9 @@ from fastapi.responses import Response
 from sqlmodel import Session
 
 from api import orders, progress
+from api.callers import Caller
 from api.commit import commit
-from api.deps import AuthorizedCaller, Caller, FrontDep
+from api.deps import AuthorizedCaller, FrontDep
 from api.errors import json_response
 from api.estimates import Estimate, estimate
 from api.front import Front

@@ -11,7 +11,8 @@ from sqlmodel import Session
 
 from api import parse, relay, sse
 from api.accept import accept, submission, told
-from api.deps import AdmissionDep, AuthorizedCaller, Caller, FrontDep
+from api.callers import Caller
+from api.deps import AdmissionDep, AuthorizedCaller, FrontDep
 from api.errors import envelope, json_response
 from api.following import FROM_START
 from api.front import Front
@@ -77,7 +78,7 @@ async def ask(
     sent = parse_sent(request, raw)
     waits = asked.stream or not background
     with front.hub.listening(new.job_id) if waits else nullcontext() as bell:
-        [job], again = await accept(front, admission, [new], sent)
+        [job], again = await accept(front, caller, admission, [new], sent)
         if bell is not None:
             bell.early = False
         heard = None if again else bell

@@ -52,7 +52,7 @@ async def submit(
             raise
 
     new = await parse.read(body, lambda: [made(number) for number in range(len(asked))])
-    rows, again = await accept(front, admission, new, parse_sent(request, raw))
+    rows, again = await accept(front, caller, admission, new, parse_sent(request, raw))
     headers = admission.headers | told(new)
     if isinstance(raw, list):
         views = list_object([job_object(job) for job in rows])

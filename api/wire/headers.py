@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import orjson
 from fastapi import Request
+from starlette.datastructures import Headers
 
 from shared.errors import InvalidRequest
 from shared.idempotency import Sent
@@ -38,8 +39,13 @@ def parse_sent(request: Request, raw: Any) -> Sent | None:
         fingerprint=hashlib.sha256(canonical).digest(),
         key=key,
         by_sdk=count is not None,
-        retried=bool(count and count.isdecimal() and count.strip("0")),
+        retried=_retried(count),
     )
+
+
+def may_repeat(headers: Headers) -> bool:
+    """Whether a request may have come before, by its own word."""
+    return "idempotency-key" in headers or _retried(headers.get(RETRY_COUNT))
 
 
 def is_ndjson(content_type: str | None) -> bool:
@@ -59,6 +65,10 @@ def parse_cancel_after(value: str | None) -> int | None:
             param="Cancel-After",
         )
     return seconds * 1000
+
+
+def _retried(count: str | None) -> bool:
+    return bool(count and count.isdecimal() and count.strip("0"))
 
 
 def _is_plain(text: str) -> bool:

@@ -11,7 +11,7 @@ from sqlmodel import Session, func, select
 
 from shared import idempotency, jobs
 from shared.errors import IdempotencyInFlight, IdempotencyKeyReused, NotFound
-from shared.idempotency import Sent
+from shared.idempotency import Asked, Sent
 from shared.lifecycle import JobStatus
 from shared.tables import IdempotencyKey, Job
 from tests.factories import HOUR, Sessions, job_in, submission
@@ -25,7 +25,7 @@ FIRST = Sent("POST /v1/chat/completions", PRINT, by_sdk=True)
 def send(session: Session, sent: Sent = KEYED, *, jobs: int = 1, **fields: Any) -> list[str]:
     """The ids of the jobs a request led to; those of a repetition end with a star."""
     many = [submission(session, **fields) for _ in range(jobs)]
-    rows, again = idempotency.submit(session, many, sent)
+    rows, again = idempotency.submit(session, Asked(many, sent))
     return [row.id + "*" * again for row in rows]
 
 
@@ -111,7 +111,7 @@ def test_a_refused_request_keeps_no_key(sessions: Sessions) -> None:
         twice = [submission(session)] * 2
 
     with pytest.raises(IntegrityError), sessions() as session:
-        idempotency.submit(session, twice, KEYED)
+        idempotency.submit(session, Asked(twice, KEYED))
     with sessions() as session:
         send(session, Sent(KEYED.scope, b"corrected", key="k1"))
 
@@ -134,10 +134,10 @@ def test_a_doubtful_commit_is_found_again(sessions: Sessions) -> None:
     """The ids were ours before: if they are there, it took place."""
     with sessions() as session:
         many = [submission(session) for _ in range(2)]
-        idempotency.submit(session, many, None)
+        idempotency.submit(session, Asked(many))
     with sessions() as session:
-        rows, again = idempotency.submit(session, many, None, again=True)
-        fresh, _ = idempotency.submit(session, [submission(session)], None, again=True)
+        rows, again = idempotency.submit(session, Asked(many), again=True)
+        fresh, _ = idempotency.submit(session, Asked([submission(session)]), again=True)
 
         assert [row.id for row in rows] == [new.job_id for new in many]
         assert again is False

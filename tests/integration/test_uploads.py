@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from sqlmodel import Session, select
 
 from api import uploads
-from api.deps import Caller
+from api.callers import Caller
 from api.front import Front
 from api.middleware import Metrics
 from api.settings import ApiSettings

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.deps import Caller
+from api.callers import Caller
 from shared.catalog import Model
 from shared.errors import ModelNotAllowed, PermissionDenied
 

@@ -1,0 +1,85 @@
+"""The way to the routes that take submissions, past FastAPI.
+
+They are asked most, and to route a request, to resolve what they depend on and to unwind it again
+took longer than they do. FastAPI has them all the same, for the document.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api import errors
+from api.callers import Caller
+from api.front import Front
+from api.throttle import Admission
+from api.wire.headers import may_repeat
+from shared.errors import ServiceError, Unavailable
+from shared.keys import COMPLETIONS, KeyChanged
+
+
+class Direct:
+    """Pure ASGI: calls these routes with what they ask for, and leaves all else to the app."""
+
+    def __init__(self, app: ASGIApp, *, routes: Iterable[APIRoute]) -> None:
+        self._app = app
+        self._routes = {
+            (method, route.path): route for route in routes for method in route.methods or ()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        route = scope["type"] == "http" and self._routes.get((scope["method"], scope["path"]))
+        if not route:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route
+        try:
+            answered = await _asked(route, Request(scope, receive))
+        except ServiceError as error:
+            await errors.refusal(error)(scope, receive, send)
+            return
+        try:
+            await answered.response(scope, receive, send)
+        finally:  # the last byte was sent, or nobody wants it
+            await answered.admission.end()
+
+
+class _Answered(NamedTuple):
+    response: Response
+    admission: Admission
+
+
+async def _asked(route: APIRoute, request: Request) -> _Answered:
+    """The route's answer to its caller, who is looked up if that makes a difference.
+
+    One that is remembered is confirmed by the transaction that accepts the job. Whatever else comes
+    of it is told only if the caller is still the same; otherwise all is done anew.
+    """
+    front: Front = request.app.state.front
+    headers = request.headers
+    remembered = None if may_repeat(headers) else front.callers.remembered(headers)
+    if remembered is None:
+        return await _admitted(route, request, front, await front.callers.look(headers))
+    try:
+        return await _admitted(route, request, front, remembered)
+    except Unavailable:
+        raise
+    except ServiceError as error:
+        caller = await front.callers.look(headers)
+        if caller == remembered and not isinstance(error, KeyChanged):
+            raise
+        return await _admitted(route, request, front, caller)
+
+
+async def _admitted(route: APIRoute, request: Request, front: Front, caller: Caller) -> _Answered:
+    caller.check_scope(COMPLETIONS)
+    admission = front.throttle.admission(caller)
+    try:
+        return _Answered(await route.endpoint(request, front, caller, admission), admission)
+    except BaseException:
+        await admission.end()
+        raise
