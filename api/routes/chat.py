@@ -7,7 +7,6 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from sqlmodel import Session
 
 from api import parse, relay, sse
 from api.accept import accept, submission, told
@@ -24,12 +23,12 @@ from api.wire.headers import parse_cancel_after, parse_sent
 from api.wire.objects import completion, completion_path, fault, job_object
 from api.wire.openapi import ANSWERS, submission_of
 from api.wire.prefer import Prefer, parse_prefer
-from shared import ids, jobs, statements
-from shared.errors import Fault, SyncWaitExceeded, Unavailable
+from shared import answers, ids, jobs
+from shared.answers import Seen
+from shared.errors import Fault, NotFound, SyncWaitExceeded, Unavailable
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.prices import shown
-from shared.statements import Balance
-from shared.tables import Job, JobContent
+from shared.tables import Job
 
 router = APIRouter(tags=["chat"])
 
@@ -108,15 +107,15 @@ async def _held(
     """
     with front.attendance.reading(job, anew=bell is None) as presence:
         seconds = _hold(request, front, prefer, background)
-        ended = await until_ended(front, job, seconds, request, bell=bell)
-        presence.over = ended.status in TERMINAL
-        if ended.status not in TERMINAL and not background:
+        seen = await until_ended(front, job, seconds, request, bell=bell)
+        presence.over = seen.job.status in TERMINAL
+        if not presence.over and not background:
             if front.draining:
-                return _refused(relay.DRAINING, ended)
-            return await _held_too_long(request, front, ended)
-    if ended.status in TERMINAL:
-        return await answer(front, ended)
-    return await accepted(front, ended, prefer)
+                return _refused(relay.DRAINING, seen.job)
+            return await _held_too_long(request, front, seen.job)
+    if presence.over:
+        return await answer(front, seen)
+    return await accepted(front, seen.job, prefer)
 
 
 def _parsed(
@@ -168,19 +167,19 @@ def replayed(response: Response, again: bool) -> Response:
     return response
 
 
-async def answer(front: Front, job: Job) -> Response:
+async def answer(front: Front, seen: Seen) -> Response:
     """What a held request gets when its job has ended."""
+    job = seen.job
     if job.status != JobStatus.COMPLETED:
         return _refused(fault(job.status, {"error": job.error}), job)
-    kept, left = await front.tx.read(_kept, job)
+    kept = seen.kept or (await front.tx.look(answers.look_all, job.id)).kept
+    if kept is None:
+        jobs.check_content(job)
+        raise NotFound(f"The job {job.id!r} was deleted.")
     used = {"x-model-used": quote(job.served_model or "", safe="/:@")}
     if job.cost is not None:
-        used |= {"x-credits-cost": shown(job.cost), "x-credits-remaining": shown(left.available)}
+        used |= {"x-credits-cost": shown(job.cost), "x-credits-remaining": shown(kept.available)}
     return json_response(kept.response or b"{}", headers={**job_headers(job), **used})
-
-
-def _kept(session: Session, job: Job) -> tuple[JobContent, Balance]:
-    return jobs.content(session, job.id), statements.balance(session, job.account_id)
 
 
 def _refused(why: Fault, job: Job) -> Response:

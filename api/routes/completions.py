@@ -78,7 +78,7 @@ async def retrieve(
         return await _replay(request, front, job)
     wait = parse_prefer(",".join(request.headers.getlist("prefer"))).wait
     with front.attendance.reading(job, anew=True) as presence:
-        job = await until_ended(front, job, min(wait or 0.0, LONGEST_POLL), request)
+        job, _ = await until_ended(front, job, min(wait or 0.0, LONGEST_POLL), request)
         presence.over = job.status in TERMINAL
     return await shown(front, job, partial=parse_flag(query.get("partial"), "partial"))
 
