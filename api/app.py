@@ -60,6 +60,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
         lifespan=lifespan,
         responses=REFUSALS,
         redirect_slashes=False,  # a redirect would name the host as we see it
+        # We have metrics of our own, and it looks for its providers at each request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     for resource in RESOURCES:
         app.include_router(resource.router)

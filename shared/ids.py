@@ -7,6 +7,8 @@ import time
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u
 VALUES = {letter: value for value, letter in enumerate(ALPHABET)}
 LENGTH = 26
+_SHIFTS = range(5 * (LENGTH - 2), -1, -10)
+_PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
 
 JOB = "job_"
 COMPLETION = "chatcmpl-"
@@ -30,7 +32,7 @@ def new_id() -> str:
         if number <= _newest:
             number = _newest + 1 + secrets.randbits(32)
         _newest = number
-    return _base32(number, LENGTH)
+    return _base32(number)
 
 
 def prefixed(prefix: str) -> str:
@@ -58,9 +60,5 @@ def is_prefixed(shown: str, prefix: str) -> bool:
     return len(letters) == LENGTH and shown == prefix + letters and VALUES.keys() >= set(letters)
 
 
-def _base32(number: int, length: int) -> str:
-    letters = []
-    for _ in range(length):
-        number, digit = divmod(number, 32)
-        letters.append(ALPHABET[digit])
-    return "".join(reversed(letters))
+def _base32(number: int) -> str:
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])

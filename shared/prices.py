@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -47,15 +48,10 @@ class Prices:
         plain = model.input_price
         cached, write = model.cached_input_price, model.cache_write_price
         return cls(
-            *(
-                Decimal(str(price)) * PER_TOKEN * part
-                for price in (
-                    plain,
-                    plain if cached is None else cached,
-                    plain if write is None else write,
-                    model.output_price,
-                )
-            )
+            _for_a_token(plain, part),
+            _for_a_token(plain if cached is None else cached, part),
+            _for_a_token(plain if write is None else write, part),
+            _for_a_token(model.output_price, part),
         )
 
     @classmethod
@@ -92,6 +88,11 @@ class Prices:
     @property
     def _dearest(self) -> Decimal:
         return max(self.input, self.cached_input, self.cache_write)
+
+
+@lru_cache
+def _for_a_token(price: float, part: Decimal) -> Decimal:
+    return Decimal(str(price)) * PER_TOKEN * part
 
 
 def shown(nano: int) -> str:
