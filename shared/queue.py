@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from queue import Empty, Full, Queue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, urlencode
@@ -151,7 +151,8 @@ class Hints:
     ) -> None:
         self._app = app
         self._on_lost = on_lost
-        self._waiting: Queue[tuple[Lane, Sequence[str], int] | None] = Queue(capacity)
+        self._waiting: SimpleQueue[tuple[Lane, Sequence[str], int] | None] = SimpleQueue()
+        self._capacity = capacity
         self._connection: Connection | None = None
         self._client: Any = None
         self._keep_up = False
@@ -168,17 +169,14 @@ class Hints:
         When `capacity` calls wait already the hints are dropped: the sweep finds those jobs by
         the age of their hint.
         """
-        try:
-            self._waiting.put_nowait((lane, job_ids, together))
-        except Full:
+        if self._waiting.qsize() >= self._capacity:
             log.warning("hints dropped, too many wait for Redis: %d", len(job_ids))
+        else:
+            self._waiting.put((lane, job_ids, together))
 
     def close(self, within: timedelta = timedelta(seconds=10)) -> None:
         """Send what still waits and stop; what takes longer is left to the sweep."""
-        try:
-            self._waiting.put(None, timeout=within.total_seconds())
-        except Full:
-            return
+        self._waiting.put(None)
         self._thread.join(within.total_seconds())
 
     def _run(self) -> None:

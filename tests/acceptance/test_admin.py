@@ -154,6 +154,40 @@ def test_a_key_is_rotated_revoked_and_expired(service: Stack, admin: httpx.Clien
     assert done(admin.get(f"/v1/admin/keys/{third}"))["expires_at"] == 1
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/jobs"])
+def test_a_key_that_was_just_used_is_looked_at_again(
+    service: Stack, admin: httpx.Client, path: str
+) -> None:
+    """Whatever the api remembers of it: each change, also another process's, counts at once."""
+    account_id = account(admin, f"watched {path}")["id"]
+    minted = key(admin, account_id)
+    terms = f"/v1/admin/keys/{minted['id']}"
+    with service.http(minted["api_key"]) as http:
+
+        def submitted() -> tuple[int, str | None]:
+            answer = http.post(path, json={**ASK, "background": True})
+            return answer.status_code, answer.json().get("error", None) and refused(
+                answer, answer.status_code
+            )[0]
+
+        def change(where: str, **terms: Any) -> None:
+            assert submitted() == (202, None)
+            done(admin.post(where, json=terms))
+
+        change(terms, models=["test-1"])
+        assert submitted() == (403, "model_not_allowed")
+        done(admin.post(terms, json={"models": None}))
+        change(terms, limits={"concurrency": 1, "requests_per_minute": 1})
+        assert [submitted()[0] for _ in range(2)] == [202, 429]
+        done(admin.post(terms, json={"limits": None}))
+        change(f"/v1/admin/accounts/{account_id}/disable")
+        assert submitted() == (401, "invalid_api_key")
+        done(admin.post(f"/v1/admin/accounts/{account_id}/enable"))
+        change(terms, expires_at=1)
+        assert submitted() == (401, "invalid_api_key")
+        assert http.post(path, content=b"{").status_code == 401
+
+
 def test_what_was_done_is_in_the_log(admin: httpx.Client) -> None:
     """With the key that did it."""
     made = account(admin, "logged")

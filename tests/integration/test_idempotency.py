@@ -9,11 +9,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, func, select
 
-from shared import idempotency, jobs
+from shared import idempotency, jobs, keys
 from shared.errors import IdempotencyInFlight, IdempotencyKeyReused, NotFound
-from shared.idempotency import Asked, Sent
+from shared.idempotency import Asked, Sent, submit_together
+from shared.keys import Bearer, KeyChanged
 from shared.lifecycle import JobStatus
-from shared.tables import IdempotencyKey, Job
+from shared.tables import Account, IdempotencyKey, Job
 from tests.factories import HOUR, Sessions, job_in, submission
 
 GRACE = 30_000
@@ -142,6 +143,28 @@ def test_a_doubtful_commit_is_found_again(sessions: Sessions) -> None:
         assert [row.id for row in rows] == [new.job_id for new in many]
         assert again is False
         assert count(session) == 2 + len(fresh)
+
+
+@pytest.mark.parametrize("sent", [None, KEYED])
+def test_a_request_by_a_key_that_was_changed_leaves_nothing(
+    sessions: Sessions, sent: Sent | None
+) -> None:
+    """Alone or with others; what has landed before the change is still found."""
+    with sessions() as session:
+        key, _ = keys.create(session, account="ours")
+        bearer = Bearer.of(key, session.get_one(Account, key.account_id))
+        landed = Asked([submission(session)], None, None, bearer)
+        submit_together(session, [landed])
+    with sessions() as session:
+        keys.revoke(session, key.id)
+
+    for submit in (idempotency.submit, lambda session, asked: submit_together(session, [asked])):
+        with pytest.raises(KeyChanged), sessions() as session:
+            submit(session, Asked([submission(session)], sent, None, bearer))
+    with sessions() as session:
+        [job], again = idempotency.submit(session, landed, again=True)
+        assert (job.id, again) == (landed.submissions[0].job_id, False)
+        assert count(session) == 1
 
 
 def found(session: Session, account_id: str, key_id: str | None = None) -> tuple[str, bool] | None:

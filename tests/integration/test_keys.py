@@ -1,12 +1,15 @@
 """API keys on a real database: minted, proven, revoked, expired."""
 
+from collections.abc import Callable
+
 import pytest
 from sqlalchemy import func
 from sqlmodel import select
 
 from shared import clock, keys
 from shared.errors import InvalidApiKey, NotFound
-from shared.tables import Account
+from shared.keys import Bearer, KeyChanged
+from shared.tables import Account, ApiKey
 from tests.factories import HOUR, Sessions
 
 
@@ -82,6 +85,38 @@ def test_a_key_ends_at_its_time(sessions: Sessions) -> None:
         assert keys.authenticate(session, living)
         with pytest.raises(InvalidApiKey, match="expired"):
             keys.authenticate(session, ended)
+
+
+CHANGES: dict[str, Callable[[ApiKey, Account], None]] = {
+    "revoked": lambda key, _: setattr(key, "revoked_at", clock.now()),
+    "expired": lambda key, _: setattr(key, "expires_at", clock.now() - 1),
+    "for other models": lambda key, _: setattr(key, "models", ["test"]),
+    "of another scope": lambda key, _: setattr(key, "scopes", [keys.ADMIN]),
+    "limited": lambda key, _: setattr(key, "limits", {"concurrency": 1}),
+    "of a limited account": lambda _, account: setattr(account, "limits", {"running": 1}),
+    "of a disabled account": lambda _, account: setattr(account, "disabled_at", clock.now()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_key_that_was_changed_is_not_confirmed(sessions: Sessions, change: str) -> None:
+    """One that has merely been used is; one that is asked for with others fails them all."""
+    with sessions() as session:
+        key, text = keys.create(session, account="ours", expires_at=clock.now() + HOUR)
+        other, _ = keys.create(session, account="theirs")
+        theirs = Bearer.of(other, session.get_one(Account, other.account_id))
+    with sessions() as session:
+        remembered = Bearer.of(*keys.authenticate(session, text))
+        session.get_one(ApiKey, key.id).spent = 7
+        session.get_one(Account, key.account_id).credits = 7
+    with sessions() as session:
+        keys.confirm(session, [remembered, theirs, remembered])
+        CHANGES[change](session.get_one(ApiKey, key.id), session.get_one(Account, key.account_id))
+
+    with sessions() as session:
+        keys.confirm(session, [theirs])
+        with pytest.raises(KeyChanged):
+            keys.confirm(session, [theirs, remembered])
 
 
 def test_keys_are_listed_by_account(sessions: Sessions) -> None:

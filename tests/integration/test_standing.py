@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from sqlmodel import Session, col, select
 
-from shared import accounts, batches, clock, feeding, hints, leases, sources, standing
+from shared import accounts, batches, clock, feeding, hints, jobs, leases, sources, standing
 from shared.feeding import Flight
 from shared.lifecycle import Lane
 from shared.sources import Source
 from shared.tables import Account, Batch, Job
 from tests.batches import input_file, line_of, new_batch, read
-from tests.factories import HOUR, Sessions, claimed, ran_for, submitted
+from tests.factories import HOUR, Sessions, claimed, ran_for, submission, submitted
 from workers.allotment import Allotment
 from workers.turns import Turns
 
@@ -79,6 +79,21 @@ def test_a_place_counts_who_was_let_in_and_who_is_let_in_before(sessions: Sessio
         assert place(session, planned) is None
         assert place(session, line_of(session, batch, 1)) is None
         assert place(session, claimed(session).job) is None
+
+
+def test_many_who_ask_at_once_are_told_what_each_would_be_told(sessions: Sessions) -> None:
+    """Also those whose hints are of one moment, and of those only some."""
+    with sessions() as session:
+        submitted(session)
+        new = [submission(session) for _ in range(5)]
+        _, second, third, _, fifth = jobs.submit_all(session, new)
+        waits, runs = submitted(session, hinted=False), claimed(session).job
+        asked = [third, waits, fifth, second, runs, third]
+
+        told = standing.look_all(session, [(job, False) for job in asked])
+
+        assert told == [standing.look(session, job) for job in asked]
+        assert [each and each.position for each in told] == [3, 6, 5, 2, None, 3]
 
 
 def test_a_crowd_is_ahead_of_a_newcomer_by_one_turn(sessions: Sessions) -> None:

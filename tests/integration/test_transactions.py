@@ -75,6 +75,12 @@ def divide_by_zero(_: Session) -> None:
     raise ZeroDivisionError
 
 
+def nothing(session: Session, items: list[int]) -> list[int]:
+    """Look at the database, and make nothing of it."""
+    session.connection()
+    return items
+
+
 def ids_in(session: Session) -> list[str]:
     """The ids of all jobs."""
     return [row[0] for row in session.connection().execute(text("SELECT id FROM jobs ORDER BY id"))]
@@ -209,6 +215,59 @@ async def test_a_read_keeps_nothing_that_it_wrote(sessions: Sessions, tx: Transa
         assert ids_in(session) == []
 
 
+async def test_looks_that_wait_for_another_are_one(tx: Transactions) -> None:
+    """Of each kind, and without those that nobody waits for any more. Nothing is kept."""
+    gate, asked = Gate(), list[list[int]]()
+
+    def waits(session: Session, gates: list[Gate]) -> list[Gate]:
+        for each in gates:
+            each(session)
+        return gates
+
+    def halves(session: Session, numbers: list[int]) -> list[float]:
+        asked.append(numbers)
+        submitted(session)
+        return [1 / number for number in numbers]
+
+    def doubles(_: Session, numbers: list[int]) -> list[int]:
+        return [2 * number for number in numbers]
+
+    held = asyncio.create_task(tx.look(waits, gate))
+    await asyncio.to_thread(gate.entered.wait, WITHIN)
+    calls = [asyncio.create_task(tx.look(halves, number)) for number in (1, 2)]
+    double = asyncio.create_task(tx.look(doubles, 2))
+    gone = asyncio.create_task(tx.look(halves, 3))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    gate.open.set()
+    await held
+
+    assert await asyncio.gather(*calls, double) == [1, 0.5, 4]
+    assert asked == [[1, 2]]
+    assert await tx.read(ids_in) == []
+
+
+async def test_a_look_that_fails_is_tried_for_each_alone(tx: Transactions) -> None:
+    """Its neighbours have their answers."""
+    gate = Gate()
+
+    def halves(session: Session, numbers: list[int]) -> list[float]:
+        if 1 in numbers:
+            gate(session)
+        return [1 / number for number in numbers]
+
+    held = asyncio.create_task(tx.look(halves, 1))
+    await asyncio.to_thread(gate.entered.wait, WITHIN)
+    calls = [asyncio.create_task(tx.look(halves, number)) for number in (2, 0, 4)]
+    await asyncio.sleep(0)
+    gate.open.set()
+
+    half, broken, quarter = await asyncio.gather(*calls, return_exceptions=True)
+    assert (await held, half, quarter) == (1, 0.5, 0.25)
+    assert isinstance(broken, ZeroDivisionError)
+
+
 async def test_a_caller_that_gave_up_disturbs_nobody(sessions: Sessions, tx: Transactions) -> None:
     """Its call may have taken place, and the others get their answers."""
     gate = Gate()
@@ -236,7 +295,7 @@ async def test_closed_transactions_refuse_more(sessions: Sessions) -> None:
     gate.open.set()
     await asyncio.gather(held, last, closing)
 
-    for refused in (tx(submitted), tx.read(ids_in)):
+    for refused in (tx(submitted), tx.read(ids_in), tx.look(nothing, 0)):
         with pytest.raises(DatabaseUnavailable):
             await refused
     with sessions() as session:
@@ -254,6 +313,7 @@ async def test_a_database_that_is_not_there_is_unavailable(sessions: Sessions) -
     tx = Transactions(db.connect(away.render_as_string(hide_password=False)))
     try:
         calls: list[Any] = [tx(submitted), tx(submitted), tx(submitted), tx.read(ids_in)]
+        calls += [tx.look(nothing, number) for number in range(3)]
         async with asyncio.timeout(WITHIN):
             found = await asyncio.gather(*calls, return_exceptions=True)
     finally:
