@@ -11,6 +11,7 @@ from sqlmodel import Session
 from api.front import Front
 from shared.db import DatabaseUnavailable
 from shared.errors import IdempotencyInFlight
+from shared.keys import KeyChanged
 
 LOOK_EVERY: Final = 0.1
 """Seconds between two looks at a commit."""
@@ -40,8 +41,9 @@ async def commit(
         async with asyncio.timeout(DOUBT_WITHIN):
             while True:
                 await asyncio.sleep(LOOK_EVERY)
-                # A collision means that the doubtful commit took place while we tried again.
-                with suppress(DatabaseUnavailable, IdempotencyInFlight, IntegrityError):
+                # A collision means that the doubtful commit took place while we tried again; once a key
+                # was changed it may take place yet, and nothing else may be tried.
+                with suppress(DatabaseUnavailable, IdempotencyInFlight, IntegrityError, KeyChanged):
                     return await front.tx.by(account_id, again)
     except TimeoutError:
         raise doubt from None
