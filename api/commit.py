@@ -41,8 +41,8 @@ async def commit(
         async with asyncio.timeout(DOUBT_WITHIN):
             while True:
                 await asyncio.sleep(LOOK_EVERY)
-                # A collision means that the doubtful commit took place while we tried again; once a key
-                # was changed it may take place yet, and nothing else may be tried.
+                # A collision means that the doubtful commit took place while we tried again. When a
+                # key was changed, it may take place yet: nothing else may be tried.
                 with suppress(DatabaseUnavailable, IdempotencyInFlight, IntegrityError, KeyChanged):
                     return await front.tx.by(account_id, again)
     except TimeoutError:

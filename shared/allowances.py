@@ -14,19 +14,12 @@ from shared.prices import NANO, shown
 from shared.tables import ApiKey, Job, LedgerEntry
 
 DAY: Final = "day"
-_LIMITED: Final = (
-    select(col(ApiKey.id))
-    .where(col(ApiKey.id) == bindparam("key"), col(ApiKey.credit_limit).is_not(None))
-    .with_for_update()
-)
 
 
 def take(session: Session, key_id: str | None, nano: int) -> None:
     """Count a hold against its key's allowance, if it has one. Raises `KeyLimitReached`."""
-    if session.connection().execute(_LIMITED, {"key": key_id}).first() is None:
-        return
-    key = session.get_one(ApiKey, key_id, populate_existing=True)
-    if key.credit_limit is None:
+    key = session.get(ApiKey, key_id, populate_existing=True, with_for_update=True)
+    if key is None or key.credit_limit is None:
         return
     now = session.execute(select(database_now())).scalar_one()
     since, ends_at = period(key.credit_period, now)

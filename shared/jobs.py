@@ -90,12 +90,14 @@ def submit_all(session: Session, many: Sequence[Submission]) -> list[Job]:
     """Accept all of them, or, when one raises, none. Raises what `ledger.hold` does."""
     if not many:
         return []
+    now = None
     for account_id, key_id in {(new.account_id, new.key_id): None for new in many if new.hold}:
         own = {new.job_id: new.hold for new in many if new.hold and new.key_id == key_id}
-        ledger.hold(session, account_id, own, key_id=key_id)
+        now = ledger.hold(session, account_id, own, key_id=key_id)
     # With plain values the rows travel together: a thousand take two statements, not thousands.
     session.flush()
-    now = session.connection().execute(_NOW).scalar_one()
+    if now is None:
+        now = session.connection().execute(_NOW).scalar_one()
     values = [_values(new, now) for new in many]
     session.connection().execute(_JOBS, [rows.stored(Job, each) for each in values])
     if contents := [{"job_id": new.job_id, "request": new.body} for new in many]:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Final, NamedTuple
 
 import structlog
-from sqlalchemy import bindparam, func, insert, union_all, update
+from sqlalchemy import bindparam, exists, func, insert, union_all, update
 from sqlmodel import Session, col, select
 
 from shared import allowances
@@ -18,7 +18,7 @@ from shared.clock import database_now
 from shared.errors import InsufficientCredits
 from shared.lifecycle import JobStatus
 from shared.prices import NANO, shown
-from shared.tables import Account, Job, LedgerEntry
+from shared.tables import Account, ApiKey, Job, LedgerEntry
 
 log = structlog.get_logger()
 
@@ -34,6 +34,12 @@ _HOLD: Final = (
     .values(
         credits=col(Account.credits) - bindparam("wanted"),
         held=col(Account.held) + bindparam("wanted"),
+    )
+    .returning(
+        database_now(),
+        exists(col(ApiKey.id)).where(
+            col(ApiKey.id) == bindparam("key"), col(ApiKey.credit_limit).is_not(None)
+        ),
     )
 )
 _RELEASE: Final = (
@@ -78,17 +84,21 @@ def grant(session: Session, account_id: str, nano_credits: int, *, note: str) ->
 
 def hold(
     session: Session, account_id: str, holds: Mapping[str, int], *, key_id: str | None = None
-) -> None:
-    """Set aside the most that these jobs may cost, all or none.
+) -> int:
+    """Set aside the most that these jobs may cost, all or none; when that was, by the database.
 
     Raises `InsufficientCredits`, or `KeyLimitReached` for what the key may not spend.
     """
     total = sum(holds.values())
-    moved = session.connection().execute(_HOLD, {"account": account_id, "wanted": total})
-    if moved.rowcount == 0:
+    wanted = {"account": account_id, "wanted": total, "key": key_id}
+    moved = session.connection().execute(_HOLD, wanted).one_or_none()
+    if moved is None:
         raise _insufficient(session, account_id, total)
-    allowances.take(session, key_id, total)
+    now, limited = moved
+    if limited:
+        allowances.take(session, key_id, total)
     _enter(session, account_id, [(job_id, HOLD, -nano) for job_id, nano in holds.items()])
+    return int(now)
 
 
 def _enter(session: Session, account_id: str, moved: Sequence[tuple[str, str, int]]) -> None:
