@@ -295,7 +295,7 @@ class Transactions:
                         each.under_way = False
                     self._waiting.extendleft(reversed(late))
                 return
-            _run_some(some, connection, alone=len(group) == 1)
+            _run_some(some, connection, alone=len(some) == len(group))
             number += len(some)
 
     def _commit_alone(self, call: Call[Any]) -> None:
@@ -336,19 +336,25 @@ def _kind(call: Call[Any]) -> tuple[str, object]:
 
 
 def _run_some(calls: list[Call[Any]], connection: Connection, *, alone: bool) -> None:
-    """Do what calls of one kind ask for, if need be one by one."""
-    many = calls[0].many
-    if many is None or len(calls) == 1 or not _run_together(many, calls, connection):
-        for call in calls:
-            _run(call, connection, alone=alone)
+    """Do what calls of one kind ask for, if need be one by one; `alone` in their transaction."""
+    if calls[0].many is not None and len(calls) > 1:
+        if _run_together(calls[0].many, calls, connection, alone=alone):
+            return
+        if alone:  # without a savepoint everything was undone
+            connection.begin()
+    for call in calls:
+        _run(call, connection, alone=alone and len(calls) == 1)
 
 
 def _run_together(
-    many: Callable[[Session, list[Any]], list[Any]], calls: list[Call[Any]], connection: Connection
+    many: Callable[[Session, list[Any]], list[Any]],
+    calls: list[Call[Any]],
+    connection: Connection,
+    *,
+    alone: bool,
 ) -> bool:
-    """Do what they ask for at once, in a savepoint; False when that failed."""
-    own: Any = {"expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
-    with Session(connection, **own) as session:
+    """Do what they ask for at once, in a savepoint unless alone; False when that failed."""
+    with _session(connection, alone=alone) as session:
         try:
             results = many(session, [call.item for call in calls])
             session.commit()
@@ -367,8 +373,7 @@ def _run_together(
 def _run(call: Call[Any], connection: Connection, *, alone: bool) -> None:
     """Do what one call asks for, in a savepoint unless it is alone; its failure is its own."""
     call.error = None
-    mode: Any = "rollback_only" if alone else "create_savepoint"
-    with Session(connection, expire_on_commit=False, join_transaction_mode=mode) as session:
+    with _session(connection, alone=alone) as session:
         try:
             call.result = call.work(session)
             session.commit()
@@ -377,6 +382,11 @@ def _run(call: Call[Any], connection: Connection, *, alone: bool) -> None:
                 raise
             session.rollback()
             call.error = error
+
+
+def _session(connection: Connection, *, alone: bool) -> Session:
+    mode: Any = "rollback_only" if alone else "create_savepoint"
+    return Session(connection, expire_on_commit=False, join_transaction_mode=mode)
 
 
 def _sqlstate(error: Exception) -> str | None:

@@ -136,7 +136,8 @@ async def test_calls_that_come_together_share_a_commit(
     assert len(commits) <= 20
 
 
-async def test_calls_of_one_kind_are_done_at_once(tx: Transactions) -> None:
+@pytest.mark.parametrize("alone", [False, True], ids=["among others", "alone"])
+async def test_calls_of_one_kind_are_done_at_once(tx: Transactions, alone: bool) -> None:
     """If they are of one account; one that fails is tried alone, and so are its neighbours."""
     asked: list[list[int]] = []
 
@@ -145,21 +146,25 @@ async def test_calls_of_one_kind_are_done_at_once(tx: Transactions) -> None:
         submitted(session)
         return [1 / number for number in numbers]
 
+    others = [] if alone else [("a", 1), ("b", 2), ("a", 4)]
+    commits = list[int]()
     gate = Gate()
     held = await gate.held(tx)
+    event.listen(tx._engine, "commit", lambda _: commits.append(1))
     calls = [
         asyncio.create_task(tx.together(account, halves, number))
-        for account, number in [("a", 1), ("b", 2), ("a", 4), ("c", 0), ("c", 5)]
+        for account, number in [*others, ("c", 0), ("c", 5), ("c", 8)]
     ]
     await asyncio.sleep(0)
     gate.open.set()
     await held
-    one, half, quarter, broken, fifth = await asyncio.gather(*calls, return_exceptions=True)
+    *found, broken, fifth, eighth = await asyncio.gather(*calls, return_exceptions=True)
 
-    assert (one, half, quarter, fifth) == (1, 0.5, 0.25, 0.2)
+    assert [*found, fifth, eighth] == [1 / number for _, number in others] + [0.2, 0.125]
     assert isinstance(broken, ZeroDivisionError)
-    assert asked == [[1, 4], [2], [0, 5], [0], [5]]
-    assert len(await tx.read(ids_in)) == 3
+    assert asked == ([] if alone else [[1, 4], [2]]) + [[0, 5, 8], [0], [5], [8]]
+    assert len(commits) == 2  # the gate's, and theirs
+    assert len(await tx.read(ids_in)) == len(others[1:]) + 2
 
 
 async def test_a_call_that_moves_many_accounts_shares_its_commit_with_nobody(
