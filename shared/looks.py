@@ -3,8 +3,9 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Final
 
 from sqlmodel import Session
 
@@ -12,6 +13,9 @@ from shared.calls import Call, hand_over
 from shared.errors import Unavailable
 
 Read = Callable[[Callable[[Session], Any]], Any]
+
+MOST: Final = 256
+"""Calls that one read answers."""
 
 
 class Looks:
@@ -38,7 +42,7 @@ class Looks:
     def _run(self) -> None:
         while (first := self._waiting.get()) is not None:
             kinds: dict[Any, list[Call[Any]]] = {}
-            for call in (first, *self._others()):
+            for call in (first, *islice(self._others(), MOST - 1)):
                 if not call.future.done():
                     kinds.setdefault(call.many, []).append(call)
             for many, calls in kinds.items():
