@@ -83,12 +83,14 @@ class Front:
 
     async def standing(self, job: Job) -> Standing | None:
         """The place in its lane of a job that waits."""
-        if job.status != JobStatus.QUEUED:
+        if job.status != JobStatus.QUEUED or job.run_at is not None:
             return None
+        if job.hinted_at is not None:
+            return await self.tx.look(standing.look_all, job)
         capped = False
         with suppress(ModelNotFound):
             capped = self.catalog.find(job.model).running is not None
-        return await self.tx.look(standing.look_all, (job, capped))
+        return await self.tx.read(standing.look, job, capped=capped)
 
     async def forget(self, job: Job) -> None:
         """Delete a deleted job's log."""

@@ -154,9 +154,9 @@ class Transactions:
             bound.cancel()
 
     async def look(self, work: Callable[[Session, list[T]], list[R]], item: T) -> R:
-        """What `work(session, items)` makes of this item, where it only reads, and soon.
+        """What `work(session, items)` makes of this item, where it only reads, and not for long.
 
-        It is asked for all that wait at once. When that raises, for each by itself.
+        It is asked at once for all that wait; when that raises, for each by itself.
         """
         if self._closed:
             raise DatabaseUnavailable("The database is closed.")

@@ -116,6 +116,11 @@ def authenticate(session: Session, text: str) -> tuple[ApiKey, Account]:
     return key, account
 
 
+def authenticate_all(session: Session, texts: Iterable[str]) -> list[tuple[ApiKey, Account]]:
+    """The same for several. Raises `InvalidApiKey` for any."""
+    return [authenticate(session, text) for text in texts]
+
+
 def confirm(session: Session, remembered: Iterable[Bearer]) -> None:
     """Raise `KeyChanged` unless their keys are still valid, and on the same terms."""
     sure: list[Bearer] = []

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from math import sqrt
 from typing import Any, Final
 
@@ -56,31 +56,34 @@ def look(session: Session, job: Job, *, capped: bool = False) -> Standing | None
 
     `capped`: only so many of its model may run at once, so a lane's speed says nothing of it.
     """
-    return look_all(session, [(job, capped)])[0]
-
-
-def look_all(session: Session, asked: Sequence[tuple[Job, bool]]) -> list[Standing | None]:
-    """The same for many, each `capped` or not; what they have in common is counted once."""
-    speeds = {lane: _Speed(session, lane) for lane in Lane}
-    moments = _Moments(session)
-    return [_look(session, job, capped, speeds[Lane(job.lane)], moments) for job, capped in asked]
-
-
-def _look(
-    session: Session, job: Job, capped: bool, speed: "_Speed", moments: "_Moments"
-) -> Standing | None:
     if job.status != JobStatus.QUEUED or job.run_at is not None:
         return None
-    lane = Lane(job.lane)
     if job.hinted_at is not None:
-        ahead = moments.before(job, job.hinted_at)
-        return Standing(ahead, speed.eta(ahead))
+        return look_all(session, [job])[0]
+    lane = Lane(job.lane)
     waiting = _before(session, lane, job)
     if waiting is None:
         return None
     ahead = min(RANK_LIMIT, hints.out(session, lane.value, RANK_LIMIT) + waiting)
     held_back = capped or _held_back(session, job)
-    return Standing(ahead, None if held_back else speed.eta(ahead))
+    return Standing(ahead, None if held_back else _Speed(session, lane).eta(ahead))
+
+
+def look_all(session: Session, hinted: Sequence[Job]) -> list[Standing]:
+    """Where jobs stand that wait and have their hint; what they have in common is counted once."""
+    speeds = {lane: _Speed(session, lane) for lane in Lane}
+
+    @cache  # jobs that are accepted together have one moment
+    def of(lane: str, moment: int | None) -> tuple[int, list[str]]:
+        run, named = session.connection().execute, {"wanted": lane, "moment": moment}
+        return run(_EARLIER, named).scalar_one(), list(run(_SAME, named).scalars())
+
+    def standing(job: Job) -> Standing:
+        earlier, same = of(job.lane, job.hinted_at)
+        ahead = min(RANK_LIMIT, earlier + bisect_left(same, job.id))
+        return Standing(ahead, speeds[Lane(job.lane)].eta(ahead))
+
+    return [standing(job) for job in hinted]
 
 
 def whole(session: Session, batch: Source) -> tuple[float, float] | None:
@@ -96,24 +99,6 @@ def whole(session: Session, batch: Source) -> tuple[float, float] | None:
     weights = {account: float(limits.weight or 1) for account, limits in terms.items()}
     ahead = _in_turn(found, batch, batch.waiting - 1, weights)
     return _Speed(session, lane).spent(hints.out(session, lane.value, RANK_LIMIT) + ahead + 1)
-
-
-class _Moments:
-    """How many hints are older: jobs that are accepted together get theirs in one moment."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._known: dict[tuple[str, int], tuple[int, list[str]]] = {}
-
-    def before(self, job: Job, hinted_at: int) -> int:
-        moment = job.lane, hinted_at
-        if moment not in self._known:
-            named = {"wanted": job.lane, "moment": hinted_at}
-            run = self._session.connection().execute
-            older = run(_EARLIER, named).scalar_one()
-            self._known[moment] = older, list(run(_SAME, named).scalars())
-        older, same = self._known[moment]
-        return min(RANK_LIMIT, older + bisect_left(same, job.id))
 
 
 def _before(session: Session, lane: Lane, job: Job) -> int | None:

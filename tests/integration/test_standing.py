@@ -87,13 +87,14 @@ def test_many_who_ask_at_once_are_told_what_each_would_be_told(sessions: Session
         submitted(session)
         new = [submission(session) for _ in range(5)]
         _, second, third, _, fifth = jobs.submit_all(session, new)
-        waits, runs = submitted(session, hinted=False), claimed(session).job
-        asked = [third, waits, fifth, second, runs, third]
+        batch, runs = submitted(session, lane=Lane.BATCH), claimed(session).job
+        asked = [third, batch, fifth, second, third]
 
-        told = standing.look_all(session, [(job, False) for job in asked])
+        told = standing.look_all(session, asked)
 
         assert told == [standing.look(session, job) for job in asked]
-        assert [each and each.position for each in told] == [3, 6, 5, 2, None, 3]
+        assert [each.position for each in told] == [3, 0, 5, 2, 3]
+        assert standing.look(session, runs) is None
 
 
 def test_a_crowd_is_ahead_of_a_newcomer_by_one_turn(sessions: Sessions) -> None:
