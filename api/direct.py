@@ -62,23 +62,27 @@ async def _asked(route: APIRoute, request: Request) -> _Answered:
     front: Front = request.app.state.front
     headers = request.headers
     remembered = None if may_repeat(headers) else front.callers.remembered(headers)
-    if remembered is None:
-        return await _admitted(route, request, front, await front.callers.look(headers))
-    try:
-        return await _admitted(route, request, front, remembered)
-    except Unavailable:
-        raise
-    except ServiceError as error:
+    if remembered is not None:
+        admission = front.throttle.admission(remembered)
+        try:
+            return await _admitted(route, request, remembered, admission)
+        except ServiceError as error:
+            if admission.accepted or isinstance(error, Unavailable):
+                raise
+            caller = await front.callers.look(headers)
+            if caller == remembered and not isinstance(error, KeyChanged):
+                raise
+    else:
         caller = await front.callers.look(headers)
-        if caller == remembered and not isinstance(error, KeyChanged):
-            raise
-        return await _admitted(route, request, front, caller)
+    return await _admitted(route, request, caller, front.throttle.admission(caller))
 
 
-async def _admitted(route: APIRoute, request: Request, front: Front, caller: Caller) -> _Answered:
-    caller.check_scope(COMPLETIONS)
-    admission = front.throttle.admission(caller)
+async def _admitted(
+    route: APIRoute, request: Request, caller: Caller, admission: Admission
+) -> _Answered:
     try:
+        caller.check_scope(COMPLETIONS)
+        front = request.app.state.front
         return _Answered(await route.endpoint(request, front, caller, admission), admission)
     except BaseException:
         await admission.end()

@@ -162,6 +162,11 @@ class Admission:
         """Whether `check` has anything to count."""
         return bool(self._counts)
 
+    @property
+    def accepted(self) -> bool:
+        """Whether there is a job."""
+        return bool(self._kept)
+
     def check(self, session: Session) -> None:
         """Raise `RateLimited` if no place is free; in the transaction that takes one."""
         taken = places.taken_for_sure(session, self._account_id)

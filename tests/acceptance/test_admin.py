@@ -1,6 +1,7 @@
 """Administration over HTTP: accounts, keys, credits and the log of it, with an admin's key."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -9,6 +10,8 @@ import pytest
 from sqlmodel import Session
 
 from shared import administration, db, keys
+from shared.tables import Job
+from tests.fakes.upstream import Stall
 from tests.stack import Stack, eventually
 
 # The stricter of the two with text; the other is asked in tests/integration.
@@ -186,6 +189,26 @@ def test_a_key_that_was_just_used_is_looked_at_again(
         change(terms, expires_at=1)
         assert submitted() == (401, "invalid_api_key")
         assert http.post(path, content=b"{").status_code == 401
+
+
+def test_a_job_that_was_accepted_is_not_accepted_again(service: Stack, admin: httpx.Client) -> None:
+    """Also when its key is changed while it is waited for, and then something goes wrong."""
+    service.upstream.script("test-1", Stall())
+    asked = {**ASK, "model": "test-1"}
+    minted = key(admin, account(admin, "waiting")["id"])
+    engine = db.connect(service.database_url)
+    with service.http(minted["api_key"]) as http, ThreadPoolExecutor() as threads:
+        assert http.get("/v1/jobs").json()["data"] == []
+        held = threads.submit(http.post, "/v1/chat/completions", json=asked)
+        running = {"status": "in_progress"}
+        [job] = eventually(lambda: http.get("/v1/jobs", params=running).json()["data"])
+        done(admin.post(f"/v1/admin/keys/{minted['id']}", json={"models": ["test-1"]}))
+        with Session(engine) as session, session.begin():
+            session.delete(session.get_one(Job, job["id"].removeprefix("job_")))
+
+        assert refused(held.result(timeout=30), 404)[0] == "not_found"
+        assert http.get("/v1/jobs").json()["data"] == []
+    engine.dispose()
 
 
 def test_what_was_done_is_in_the_log(admin: httpx.Client) -> None:
