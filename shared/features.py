@@ -85,12 +85,15 @@ def used(request: Mapping[str, Any]) -> dict[Feature, str]:
         found["custom_tools"] = "tools"
     if answer := _BY_FORMAT.get((request.get("response_format") or {}).get("type", "")):
         found[answer] = "response_format"
-    return {feature: field for feature, field in found.items() if feature not in _spared(request)}
+    spared = _spared(request)
+    return {feature: field for feature, field in found.items() if feature not in spared}
 
 
 def unsupported(request: Mapping[str, Any], lacks: Collection[Feature]) -> list[str]:
     """The fields that a model which lacks these features does not get, if the request allows it."""
     left_out = _spared(request).intersection(lacks)
+    if not left_out:
+        return []
     return [field for field, feature in _asking(request) if feature in left_out]
 
 
@@ -109,6 +112,8 @@ def without(request: Mapping[str, Any], fields: Collection[str]) -> dict[str, An
 
 def _asking(request: Mapping[str, Any]) -> Iterator[tuple[str, Feature]]:
     """The fields that ask for a feature."""
+    if _BY_FIELD.keys().isdisjoint(request):
+        return
     for field, (feature, neutral) in _BY_FIELD.items():
         value = request.get(field)
         if value is not None and value not in neutral:

@@ -25,12 +25,14 @@ def new_id() -> str:
     submitted in an array is listed, and queued, in its order.
     """
     global _newest
-    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    number = number & ~(0xF << 76) | 0x7 << 76  # version 7
-    number = number & ~(0x3 << 62) | 0x2 << 62  # variant of RFC 9562
+    now = time.time_ns() // 1_000_000
     with _in_turn:
-        if number <= _newest:
+        if now <= _newest >> 80:
             number = _newest + 1 + secrets.randbits(32)
+        else:
+            number = now << 80 | secrets.randbits(80)
+            number = number & ~(0xF << 76) | 0x7 << 76  # version 7
+            number = number & ~(0x3 << 62) | 0x2 << 62  # variant of RFC 9562
         _newest = number
     return _base32(number)
 

@@ -10,10 +10,10 @@ from datetime import timedelta
 from typing import Final, NamedTuple
 
 import structlog
-from sqlalchemy import bindparam, exists, func, insert, union_all, update
+from sqlalchemy import bindparam, exists, func, union_all, update
 from sqlmodel import Session, col, select
 
-from shared import allowances
+from shared import allowances, clock, ids, rows
 from shared.clock import database_now
 from shared.errors import InsufficientCredits
 from shared.lifecycle import JobStatus
@@ -27,7 +27,6 @@ HELD_FOR = timedelta(seconds=5)
 """After which it is worth asking again when what is missing is only set aside."""
 
 # Every job that costs something needs these, and to build them takes longer than to run them.
-_ENTER: Final = insert(LedgerEntry)
 _HOLD: Final = (
     update(Account)
     .where(col(Account.id) == bindparam("account"), col(Account.credits) >= bindparam("wanted"))
@@ -103,11 +102,12 @@ def hold(
 
 def _enter(session: Session, account_id: str, moved: Sequence[tuple[str, str, int]]) -> None:
     """Write down what was moved: for which job, as what, how many nano-credits."""
-    entries = [
-        {"account_id": account_id, "job_id": job_id, "kind": kind, "credits": nano}
+    blank = {**rows.blank(LedgerEntry), "account_id": account_id, "created_at": clock.now()}
+    entries = (
+        {**blank, "id": ids.new_id(), "job_id": job_id, "kind": kind, "credits": nano}
         for job_id, kind, nano in moved
-    ]
-    session.connection().execute(_ENTER, entries)
+    )
+    rows.insert(session.connection(), LedgerEntry, entries)
 
 
 def _insufficient(session: Session, account_id: str, required: int) -> InsufficientCredits:

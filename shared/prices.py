@@ -27,6 +27,8 @@ MESSAGE_TOKENS: Final = 8
 IMAGE_TOKENS: Final = 1_600
 CHARACTERS_PER_TOKEN: Final = 8
 """More than any tokenizer reaches on average, so that an estimate errs downwards."""
+PICTURE: Final = b'"image_url"'
+"""In the JSON of what may have pictures."""
 _RUN: Final = re.compile(r"(.)\1{3,}", re.DOTALL)
 
 
@@ -47,11 +49,12 @@ class Prices:
         """
         plain = model.input_price
         cached, write = model.cached_input_price, model.cache_write_price
-        return cls(
-            _for_a_token(plain, part),
-            _for_a_token(plain if cached is None else cached, part),
-            _for_a_token(plain if write is None else write, part),
-            _for_a_token(model.output_price, part),
+        return _reckoned(
+            plain,
+            plain if cached is None else cached,
+            plain if write is None else write,
+            model.output_price,
+            part,
         )
 
     @classmethod
@@ -90,9 +93,10 @@ class Prices:
         return max(self.input, self.cached_input, self.cache_write)
 
 
-@lru_cache
-def _for_a_token(price: float, part: Decimal) -> Decimal:
-    return Decimal(str(price)) * PER_TOKEN * part
+@lru_cache  # they are the same for all that ask for a model
+def _reckoned(inward: float, cached: float, write: float, output: float, part: Decimal) -> Prices:
+    each = (Decimal(str(price)) * PER_TOKEN * part for price in (inward, cached, write, output))
+    return Prices(*each)
 
 
 def shown(nano: int) -> str:
@@ -107,6 +111,17 @@ def _count(counts: Mapping[str, Any], name: str) -> int:
 
 def prompt_tokens(request: Mapping[str, Any]) -> int:
     """About how many tokens a request's input has, rather more than fewer."""
+    written = [orjson.dumps(request[name]) for name in INPUT_FIELDS if request.get(name)]
+    pictures = 0
+    if any(PICTURE in each for each in written):
+        written, pictures = _without_pictures(request)
+    size = sum(map(len, written))
+    messages = request.get("messages") or ()
+    return -(-size // BYTES_PER_TOKEN) + MESSAGE_TOKENS * len(messages) + IMAGE_TOKENS * pictures
+
+
+def _without_pictures(request: Mapping[str, Any]) -> tuple[list[bytes], int]:
+    """Its input as JSON, each field for itself, and how many pictures were in it."""
     pictures = 0
 
     def text(value: Any) -> Any:
@@ -118,10 +133,8 @@ def prompt_tokens(request: Mapping[str, Any]) -> int:
             return {key: text(inner) for key, inner in value.items()}
         return [text(inner) for inner in value] if isinstance(value, list) else value
 
-    messages = request.get("messages") or []
-    written = {name: text(request.get(name)) for name in INPUT_FIELDS if request.get(name)}
-    size = sum(len(orjson.dumps(each)) for each in written.values())
-    return -(-size // BYTES_PER_TOKEN) + MESSAGE_TOKENS * len(messages) + IMAGE_TOKENS * pictures
+    fields = [request[name] for name in INPUT_FIELDS if request.get(name)]
+    return [orjson.dumps(text(each)) for each in fields], pictures
 
 
 def least_prompt_tokens(request: Mapping[str, Any], *, room: int) -> int:

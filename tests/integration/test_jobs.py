@@ -10,10 +10,11 @@ from sqlalchemy import func, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, select
 
-from shared import clock, deadlines, jobs, leases
+from shared import clock, deadlines, ids, jobs, leases, rows
 from shared.errors import IllegalTransition, InvalidRequest, NotFound
 from shared.lifecycle import NEXT, TERMINAL, JobStatus
 from shared.outcomes import Completed, Retry
+from shared.rows import MANY
 from shared.tables import Attempt, Job, JobContent, JobMetadata
 from tests.factories import (
     FAULT,
@@ -47,15 +48,44 @@ def test_a_submitted_job_waits_with_its_request(sessions: Sessions) -> None:
         assert jobs.content(session, job.id).request == b'{"a":1}'
 
 
-def test_of_many_jobs_all_are_accepted_or_none(sessions: Sessions) -> None:
+@pytest.mark.parametrize("many", [1, MANY], ids=["few", "many"])
+def test_of_many_jobs_all_are_accepted_or_none(sessions: Sessions, many: int) -> None:
     """The last of them cannot be inserted, so the first is not there."""
     with sessions() as session:
         taken = submitted(session).id
 
+    new = [*(ids.new_id() for _ in range(many)), taken]
     with pytest.raises(IntegrityError), sessions() as session:
-        jobs.submit_all(session, [submission(session), submission(session, job_id=taken)])
+        jobs.submit_all(session, [submission(session, job_id=each) for each in new])
     with sessions() as session:
         assert [count(session, table) for table in (Job, JobContent)] == [1, 1]
+
+
+def test_many_jobs_are_kept_as_one_is(sessions: Sessions) -> None:
+    """Every column, whatever way the row came in; and what is returned looks like it."""
+    awkward = "a\tb\\N\n\u20ac"
+    asked: dict[str, Any] = {
+        "metadata": {awkward: awkward},
+        "webhook": {"url": awkward},
+        "body": awkward.encode() + b"\0\xff",
+    }
+    with sessions() as session:
+        one = shown(submitted(session, **asked))
+        new = [submission(session, **asked) for _ in range(MANY)]
+        seen = jobs.submit_all(session, new)
+
+    with sessions() as session:
+        for job in seen:
+            kept = shown(session.get_one(Job, job.id))
+            assert kept == shown(job)
+            assert kept == one | {name: kept[name] for name in ("id", "created_at", "hinted_at")}
+            assert jobs.content(session, job.id).request == asked["body"]
+            assert session.get_one(JobMetadata, (job.id, awkward)).value == awkward
+
+
+def shown(job: Job) -> dict[str, Any]:
+    """All columns of a job's row."""
+    return {name: getattr(job, name) for name in rows.names(Job)}
 
 
 @pytest.mark.parametrize("prefix", ["job_", "chatcmpl-", "batch_req_", ""])
