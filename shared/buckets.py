@@ -4,9 +4,9 @@ Who waits for an answer has its api put right what was set aside. Nobody waits f
 background, so a note of what it took lies in Redis, and whoever ends the job takes the note.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
 import structlog
@@ -71,27 +71,32 @@ async def note(redis: Redis, account_id: str, taken: Mapping[str, Taken]) -> Non
         await pipe.execute()
 
 
-async def put_right(redis: Redis, job: Job) -> None:
-    """Give back what an ended job set aside and did not take, once; or take what it took beyond.
+async def put_right(redis: Redis, ended: Iterable[Job]) -> None:
+    """Give back what ended jobs set aside and did not take, once; or take what they took beyond.
 
     Without Redis it stays as it is: a bucket refills by itself.
     """
-    total = used(job)
-    if not job.background or job.batch_id is not None or total is None:
+    counted = [(job, total) for job in ended if (total := noted(job)) is not None]
+    if not counted:
         return
     try:
-        async with streams.promptly():
-            # Whoever gets the note is the only one who does.
-            written = await redis.getdel(_key(job.account_id, job.id))
-            if written is None:
-                return
-            tokens, limits = orjson.loads(written)
-            moves: list[Any] = [
-                share(total, each) - share(tokens, each) for each in limits.values()
-            ]
-            await redis.eval(ADJUST, len(limits), *limits, *moves)
+        async with streams.promptly(), redis.pipeline(transaction=False) as pipe:
+            for job, _ in counted:  # whoever gets a note is the only one who does
+                pipe.getdel(_key(job.account_id, job.id))
+            notes = await pipe.execute()
+            for (_, total), written in zip(counted, notes, strict=True):
+                if written is not None:
+                    tokens, limits = orjson.loads(written)
+                    own = [share(total, each) - share(tokens, each) for each in limits.values()]
+                    pipe.eval(ADJUST, len(limits), *limits, *own)
+            await pipe.execute()
     except (RedisError, OSError) as error:
-        log.warning("tokens_not_put_right", job_id=job.id, error=str(error))
+        log.warning("tokens_not_put_right", jobs=[job.id for job, _ in counted], error=str(error))
+
+
+def noted(job: Job) -> int | None:
+    """The tokens an ended job took, if there may be a note of what it set aside."""
+    return used(job) if job.background and job.batch_id is None else None
 
 
 def _key(account_id: str, job_id: str) -> str:

@@ -33,7 +33,7 @@ async def announce(tx: Transactions, redis: Redis, job: Job) -> None:
 async def _close(tx: Transactions, redis: Redis, job: Job) -> None:
     async with streams.promptly():
         seq = await streams.close(redis, job.id, job.attempt, job.status, job.error)
-    await buckets.put_right(redis, job)
+    await buckets.put_right(redis, [job])
     if seq > job.last_seq:
         await tx(_number, job.id, seq)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Executable, SQLColumnExpression, bindparam, false, update
+from sqlalchemy import ColumnElement, Executable, SQLColumnExpression, bindparam, false, or_, update
 from sqlmodel import col
 
 from shared import events, rows
@@ -60,7 +60,8 @@ def _built(
         col(Job.id) == bindparam("moved")
         if one
         else col(Job.id).in_(bindparam("moved", expanding=True)),
-        col(Job.status).in_([status.value for status in leading_to(to)]),
+        # Not IN, whose list would be written out anew each time.
+        or_(*(col(Job.status) == status.value for status in leading_to(to))),
         *guards,
     ]
     if fenced:

@@ -14,7 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy.orm.attributes import set_committed_value
 
-from shared import buckets, completing, endings, features, jobs, leases, prices, streams
+from shared import completing, endings, features, jobs, leases, prices, streams
 from shared.catalog import Model
 from shared.db import Transactions
 from shared.errors import (
@@ -320,4 +320,4 @@ async def _tell(bench: Bench, running: Running, job: Job | None) -> None:
                 await running.log.close(end)
         except TimeoutError:
             running.log.drop()
-        await buckets.put_right(bench.redis, job)
+        bench.refunds.owed(job)

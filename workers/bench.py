@@ -21,6 +21,7 @@ from workers.hands import Hands
 from workers.heartbeat import Heartbeat
 from workers.pace import Pace
 from workers.publisher import Publisher
+from workers.refunds import Refunds
 from workers.remainders import Remainders
 from workers.settings import WorkerSettings
 from workers.targets import Breakers
@@ -53,6 +54,7 @@ class Bench:
         self._open_upstreams = open_upstreams
         self.publisher = Publisher(redis, bound=settings.publish_buffer)
         self.breakers = Breakers(redis)
+        self.refunds = Refunds(redis)
         self.hands = Hands()
         self.pace = Pace(self.hands)
         self.remainders = Remainders(tx, within=settings.attempt_timeout)
@@ -134,5 +136,6 @@ async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
                     leaving.create_task(part.stop())
             await bench.remainders.stop()
             await bench.publisher.stop()
+            await bench.refunds.stop()
             await asyncio.to_thread(tx.close)
             await connections.close(redis)

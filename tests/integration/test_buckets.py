@@ -82,8 +82,16 @@ async def test_what_was_not_used_comes_back_once(
     await accepted(redis)
 
     for _ in range(3):
-        await buckets.put_right(redis, job)
+        await buckets.put_right(redis, [job])
     assert least <= await left(redis) <= most
+
+
+async def test_those_that_ended_together_are_put_right_together(redis: Redis) -> None:
+    """Each by its own note; one that has none changes nothing for the others."""
+    await accepted(redis)
+
+    await buckets.put_right(redis, [ended(1, id="b"), ended(10_000), ended(None)])
+    assert 50 <= await left(redis) <= 55
 
 
 async def test_after_its_minute_nothing_is_left_to_put_right(redis: Redis) -> None:
@@ -97,5 +105,5 @@ async def test_after_its_minute_nothing_is_left_to_put_right(redis: Redis) -> No
 async def test_without_redis_a_job_ends_all_the_same(server: Valkey) -> None:
     """The bucket refills by itself."""
     nowhere = connections.open_redis("redis://127.0.0.1:1/0")
-    await buckets.put_right(nowhere, ended(10_000))
+    await buckets.put_right(nowhere, [ended(10_000)])
     await nowhere.aclose()
