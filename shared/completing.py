@@ -7,12 +7,13 @@ left to `leases.settle`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Connection, Row
 from sqlmodel import Session
 
-from shared import clock, events, jobs, leases, ledger, moving
+from shared import clock, events, jobs, leases, ledger, moving, prepared
 from shared.jobs import Lease
 from shared.ledger import Settled
 from shared.lifecycle import JobStatus
@@ -20,7 +21,7 @@ from shared.outcomes import Completed
 from shared.tables import Job
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Done:
     """One that has completed, and the job as it was claimed."""
 
@@ -28,7 +29,7 @@ class Done:
     outcome: Completed
     job: Job
 
-    @property
+    @cached_property
     def cost(self) -> int:
         """Nano-credits."""
         return jobs.price(self.job.prices, self.outcome.said.bill, self.outcome.said.usage)
@@ -67,7 +68,7 @@ def _move(connection: Connection, one: Done) -> Row[Any] | None:
         columns={"error": None, **columns},
         whole=False,
     )
-    return connection.execute(change, named).one_or_none()
+    return prepared.run(connection, change, [named]).one_or_none()
 
 
 def _keep(session: Session, connection: Connection, many: Sequence[Done]) -> None:
@@ -76,12 +77,12 @@ def _keep(session: Session, connection: Connection, many: Sequence[Done]) -> Non
         return
     now = clock.now()
     contents: list[dict[str, Any]] = [leases.kept(each.lease, each.outcome.said) for each in many]
-    connection.execute(leases.KEEP, contents)
+    prepared.run(connection, leases.KEEP, contents)
     tries = [
         leases.tried(each.lease, "completed", each.outcome.said, None, each.job, now)
         for each in many
     ]
-    connection.execute(leases.NOTE, tries)
+    prepared.run(connection, leases.NOTE, tries)
     ledger.settle_all(
         session,
         [

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import JSON, BigInteger, ColumnElement, bindparam, exists, func, insert, update
+from sqlalchemy import JSON, BigInteger, ColumnElement, bindparam, exists, func, update
 from sqlmodel import Session, col, select
 
-from shared import clock, ids, jobs, streams
+from shared import clock, ids, jobs, rows, streams
 from shared.clock import database_now
 from shared.errors import Fault, IllegalTransition
 from shared.jobs import Lease
@@ -24,7 +24,6 @@ from shared.tables import Attempt, Job, JobContent, Worker
 # Every attempt needs these, and to build them takes longer than to run them.
 _NEXT: Final = col(Job.attempt) + 1
 _NOW: Final = database_now()
-_TRY: Final = insert(Attempt)
 _SLOTS: Final = select(func.sum(Worker.slots)).where(col(Worker.alive))
 _ASKED: Final = select(JobContent.job_id, JobContent.request).where(
     col(JobContent.job_id).in_(bindparam("ours", expanding=True))
@@ -193,10 +192,9 @@ def _claim(session: Session, job_ids: Sequence[str], worker_id: str) -> list[Cla
         hinted_at=None,
         run_at=None,
     )
-    if tried := [
-        {"job_id": job.id, "number": job.attempt, "worker_id": worker_id} for job in begun
-    ]:
-        session.connection().execute(_TRY, tried)
+    blank = {**rows.blank(Attempt), "worker_id": worker_id, "started_at": clock.now()}
+    tried = ({**blank, "job_id": job.id, "number": job.attempt} for job in begun)
+    rows.insert(session.connection(), Attempt, tried)
     if len(begun) < len(job_ids):
         new = {job.id for job in begun}
         begun += _held_by(session, [each for each in job_ids if each not in new], worker_id)

@@ -60,7 +60,7 @@ class Prices:
     @classmethod
     def kept(cls, snapshot: Sequence[str]) -> "Prices":
         """Those of a `snapshot`."""
-        return cls(*map(Decimal, snapshot))
+        return _read(*snapshot)
 
     @property
     def snapshot(self) -> list[str]:
@@ -97,6 +97,11 @@ class Prices:
 def _reckoned(inward: float, cached: float, write: float, output: float, part: Decimal) -> Prices:
     each = (Decimal(str(price)) * PER_TOKEN * part for price in (inward, cached, write, output))
     return Prices(*each)
+
+
+@lru_cache
+def _read(*snapshot: str) -> Prices:
+    return Prices(*map(Decimal, snapshot))
 
 
 def shown(nano: int) -> str:

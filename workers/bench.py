@@ -108,7 +108,9 @@ async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
     models = catalog.load(settings.catalog)
     celery = queue.connect(settings.redis)
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60), auto_decompress=True
+        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
+        cookie_jar=aiohttp.DummyCookieJar(),  # what one call is told is nothing to the next
+        auto_decompress=True,
     ) as session:
         opener = partial(upstreams.open_upstreams, session, settings=settings)
         bench = Bench(settings, tx=tx, redis=redis, catalog=models, open_upstreams=opener)

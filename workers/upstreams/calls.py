@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import lru_cache
 from typing import Final, Protocol
 
 import aiohttp
@@ -55,8 +56,8 @@ class Caller:
         timeouts: Timeouts,
     ) -> None:
         self._session = session
-        self._base_url = entry.base_url.rstrip("/")
-        self._query = entry.query
+        base_url, query = entry.base_url.rstrip("/"), entry.query
+        self._address = lru_cache(lambda path: URL(base_url + path).update_query(query))
         self._secret = secret
         self._timeouts = timeouts
         connect = timeouts.connect.total_seconds()
@@ -108,7 +109,7 @@ class Caller:
         try:
             async with asyncio.timeout(limit.total_seconds()):
                 response = await self._session.post(
-                    URL(self._base_url + path).update_query(self._query),
+                    self._address(path),
                     data=body,
                     headers=self._headers,
                     timeout=self._client_timeout,
