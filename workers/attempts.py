@@ -194,12 +194,12 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
     upstreams, entries = bench.upstreams, bench.catalog.upstreams
     model = await _choose(bench, running, request, upstreams)
     running.left_out = features.unsupported(request, model.lacks)
-    request = features.without(request, running.left_out)
     batches = upstreams[model.upstream].stream(
-        request,
+        features.without(request, running.left_out),
         model=model.upstream_model,
         max_output_tokens=prices.choice_cap(request, model),
     )
+    del request  # the answer may take minutes
     if entries[model.upstream].on_cancel == "drain":
         batches = bench.remainders.reading(running, batches)
     running.called_at = time.monotonic()

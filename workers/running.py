@@ -86,7 +86,8 @@ class Running:
                 self.usage = delta.usage
             self.transcript.add(delta.choices, delta.extra)
             if delta.raw:
-                self._unsaid.append(self._with_warnings(delta.raw))
+                # A copy, for it is kept: what orjson makes has 4 KiB, however short it is.
+                self._unsaid.append(bytes(memoryview(self._with_warnings(delta.raw))))
         if self.transcript.spoke:
             self.first_delta_at = self.first_delta_at or clock.now()
             self.publish()

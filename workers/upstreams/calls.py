@@ -79,6 +79,7 @@ class Caller:
         Closing the generator closes the connection. Raises `UpstreamError`.
         """
         response, piece = await self._open(path, body)
+        del body  # which may be large; the answer may take minutes
         silence = _Silence(response, self._timeouts.silence)
         try:
             if response.status != 200:
