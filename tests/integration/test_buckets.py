@@ -1,5 +1,6 @@
 """What a job in the background set aside of the tokens a minute, put right by whoever ends it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from shared.limits import Limits
 from shared.tables import Job
 from tests.conftest import started_valkey
 from tests.valkey import Valkey
+from workers.refunds import Refunds
 
 LIMIT = 60_000
 TOKENS = 30_000
@@ -91,6 +93,18 @@ async def test_those_that_ended_together_are_put_right_together(redis: Redis) ->
     await accepted(redis)
 
     await buckets.put_right(redis, [ended(1, id="b"), ended(10_000), ended(None)])
+    assert 50 <= await left(redis) <= 55
+
+
+async def test_a_worker_that_stops_has_put_right_what_its_jobs_took(redis: Redis) -> None:
+    """Nobody waits for it at a job's end; those that end meanwhile share the next round trip."""
+    await accepted(redis)
+    refunds = Refunds(redis)
+
+    refunds.owed(ended(1, id="b"))
+    await asyncio.sleep(0)  # that one is under way
+    refunds.owed(ended(10_000))
+    await refunds.stop()
     assert 50 <= await left(redis) <= 55
 
 
