@@ -1,11 +1,12 @@
 """Jobs: submit, find, cancel, delete. A status changes in `move`, `begin` and `end_waiting`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import chain
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, bindparam, delete, or_, update
+from sqlalchemy import BigInteger, ColumnElement, bindparam, delete, or_, update
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
@@ -102,10 +103,11 @@ def submit_all(session: Session, many: Sequence[Submission]) -> list[Job]:
         now = connection.execute(_NOW).scalar_one()
     values = [_values(new, now) for new in many]
     rows.insert(connection, Job, values)
-    blank = rows.blank(JobContent)
-    contents = ({**blank, "job_id": new.job_id, "request": new.body} for new in many)
-    rows.insert(connection, JobContent, contents)
-    _keep_metadata(connection, ((new.job_id, new.account_id, new.metadata) for new in many))
+    kept = rows.blank(JobContent)
+    asked = ({**kept, "job_id": new.job_id, "request": new.body} for new in many)
+    rows.insert(connection, JobContent, asked)
+    pairs = (_pairs(new.job_id, new.account_id, new.metadata) for new in many if new.metadata)
+    rows.insert(connection, JobMetadata, chain.from_iterable(pairs))
     return [rows.seen(Job, each) for each in values]
 
 
@@ -350,7 +352,7 @@ def set_metadata(
     job.job_metadata = metadata
     session.execute(delete(JobMetadata).where(col(JobMetadata.job_id) == job.id))
     session.flush()
-    _keep_metadata(session.connection(), [(job.id, account_id, metadata)])
+    rows.insert(session.connection(), JobMetadata, _pairs(job.id, account_id, metadata))
     return job
 
 
@@ -392,13 +394,8 @@ def startable() -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _keep_metadata(
-    connection: Connection, many: Iterable[tuple[str, str, Mapping[str, str] | None]]
-) -> None:
-    """Of jobs, each with its account and its metadata."""
-    pairs = (
-        {"job_id": job_id, "account_id": account_id, "key": key, "value": value}
-        for job_id, account_id, metadata in many
-        for key, value in (metadata or {}).items()
-    )
-    rows.insert(connection, JobMetadata, pairs)
+def _pairs(
+    job_id: str, account_id: str, metadata: Mapping[str, str] | None
+) -> list[dict[str, str]]:
+    ours = {"job_id": job_id, "account_id": account_id}
+    return [{**ours, "key": key, "value": value} for key, value in (metadata or {}).items()]
