@@ -99,8 +99,7 @@ def submit_all(session: Session, many: Sequence[Submission]) -> list[Job]:
         now = ledger.hold(session, account_id, own, key_id=key_id)
     session.flush()
     connection = session.connection()
-    if now is None:
-        now = connection.execute(_NOW).scalar_one()
+    now = now or connection.execute(_NOW).scalar_one()
     values = [_values(new, now) for new in many]
     rows.insert(connection, Job, values)
     kept = rows.blank(JobContent)
