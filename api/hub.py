@@ -194,6 +194,7 @@ class Hub:
             self._pause = FIRST_PAUSE
             self._wanted = dict.fromkeys(self._bells, True)
             self._wake.set()
+            connection.socket_timeout = None  # a timer for each read and write would cost more
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._write(connection))
                 tasks.create_task(self._read(connection))
@@ -214,10 +215,14 @@ class Hub:
                 continue
             self._wake.clear()
             wanted, self._wanted = self._wanted, {}
+            commands = []
             for command, subscribed in ((b"SUBSCRIBE", True), (b"UNSUBSCRIBE", False)):
                 channels = [name for name, want in wanted.items() if want is subscribed]
                 if channels:
-                    await connection.send_command(command, *channels, check_health=False)
+                    commands.append((command, *channels))
+            packed = connection.pack_commands(commands)
+            async with asyncio.timeout(SILENT_FOR):
+                await connection.send_packed_command(packed, check_health=False)
         raise ConnectionError("Redis says nothing")
 
     async def _read(self, connection: AbstractConnection) -> None:

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
 from shared import background, streams
+from shared.connections import SOCKET_TIMEOUT
 
 log = structlog.get_logger()
 
@@ -281,9 +282,11 @@ class Publisher:
             await connection.connect()
             await connection.send_command("SCRIPT", "LOAD", streams.APPEND)
             self._sha = await connection.read_response()
+            connection.socket_timeout = None  # one timer for a flush, not one for each entry
             while True:
                 await self._work.wait()
-                await self._flush(connection)
+                async with asyncio.timeout(SOCKET_TIMEOUT):
+                    await self._flush(connection)
                 self._away, self._pause = False, FIRST_PAUSE
         finally:
             await connection.disconnect()
