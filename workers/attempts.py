@@ -194,8 +194,9 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
     upstreams, entries = bench.upstreams, bench.catalog.upstreams
     model = await _choose(bench, running, request, upstreams)
     running.left_out = features.unsupported(request, model.lacks)
+    request = features.without(request, running.left_out)
     batches = upstreams[model.upstream].stream(
-        features.without(request, running.left_out),
+        request,
         model=model.upstream_model,
         max_output_tokens=prices.choice_cap(request, model),
     )
