@@ -27,6 +27,8 @@ class Transcript:
     """What a model has said so far in the `n` choices that were asked for."""
 
     def __init__(self) -> None:
+        self.ended = False
+        """A choice has said why it ends: what is left comes at once."""
         self.spoke = False
         """Something was said that a reader cannot unsee: any delta but a role or emptiness."""
         self.characters = 0
@@ -47,6 +49,7 @@ class Transcript:
             if known is None:
                 known = self._choices[index] = _Choice()
             known.add(choice)
+            self.ended = self.ended or bool(choice.get("finish_reason"))
             if delta := choice.get("delta"):
                 text = delta.get("content") if len(delta) == 1 else None
                 if type(text) is str:  # as in most

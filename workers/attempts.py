@@ -212,7 +212,8 @@ async def _stream(bench: Bench, running: Running) -> Outcome:
             running.upstream_status = 200
             running.hear(batch)
             await bench.publisher.room()
-            await bench.pace.turn()
+            if not running.transcript.ended:
+                await bench.pace.turn()
     running.publish()
     return Completed(running.said(billed=True))
 
