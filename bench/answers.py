@@ -90,9 +90,10 @@ def first(target: Target) -> Figure:
 def open_streams(target: Target, streams: int) -> Figure:
     """Memory of the api for each open stream, and how late their words are, one a second."""
     before = watch.memory(target.pids)["api"]
-    begun = _to(target, SLOWEST, stream=True, connections=streams, requests=streams, words=100)
-    # Jobs begin no faster than they can be accepted.
-    begun.ramp, begun.patience = streams / BEGIN_A_SECOND, 300.0
+    ramp = streams / BEGIN_A_SECOND  # no faster than they can be accepted
+    model, words = (SLOW, 30) if ramp < 15 else (SLOWEST, 100)  # all speak when the last begins
+    begun = _to(target, model, stream=True, connections=streams, requests=streams, words=words)
+    begun.ramp, begun.patience = ramp, 300.0
     seen, spent = _seen(target, begun)
     return Figure(
         f"{streams:,} open streams, a word a second",
