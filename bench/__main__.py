@@ -46,7 +46,7 @@ GROUPS: Final = {
     "bulk": Group([throughput.bulk, throughput.drain], workers=0),
     "batch": Group([throughput.batch]),
     "open": Group(
-        [partial(answers.open_streams, streams=streams) for streams in (5_000, 500, 50)],
+        [partial(answers.open_streams, streams=streams) for streams in (50, 500, 5_000)],
         workers=4,
         settings=MANY,
     ),

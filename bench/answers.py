@@ -100,7 +100,7 @@ def open_streams(target: Target, streams: int) -> Figure:
         "≤ 60 KiB each, p99 ≤ 250 ms late",
         f"{(spent.memory['api'] - before) / streams / KIB:.0f} KiB each, "
         f"p99 {ms(at(seen.late, 0.99))} late",
-        f"{spent.total / seen.words * 1e5:.1f} s of CPU for 100,000 words, "
+        f"{ms(spent.total / spent.seconds)} of CPU a second, "
         f"{sum(spent.memory.values()) >> 20} MiB in all",
         wrong(seen.errors),
     )
