@@ -254,11 +254,16 @@ async def _choose(
 
 
 async def _said_before(bench: Bench, running: Running) -> Said | None:
-    """What a reader has seen of the attempt before this one; None when that had not spoken."""
+    """What a reader has seen of the attempt before this one; None when that had not spoken.
+
+    Nothing, when Redis has lost how it began: what is left is no answer, nor a part of one.
+    """
     entries = streams.newest(await streams.read(bench.redis, running.claim.job.id))
     spoken = [entry for entry in entries if entry.kind == streams.DELTAS]
     if not spoken:
         return None
+    if entries[0].kind == streams.DELTAS:
+        return Said()
     lines = [line for entry in spoken for line in entry.deltas]
     for chunk in map(orjson.loads, lines):
         running.transcript.add(chunk.get("choices") or [], chunk)

@@ -177,6 +177,39 @@ async def test_a_worker_presumed_dead_stops_and_says_no_more(shop: Shop) -> None
     assert (await shop.response(job))["choices"][0]["message"]["content"] == "Three four"
 
 
+@pytest.mark.parametrize("lost, kept", [(0, "One two three"), (2, "")])
+async def test_of_a_lost_worker_is_kept_what_was_said_from_the_beginning(
+    shop: Shop, lost: int, kept: str
+) -> None:
+    """Redis may have lost the first entries of its log: the rest alone would be a wrong answer."""
+    job = await shop.submit(Say("One two three", every=0.02), Stall(), stream=True)
+    task = await shop.begin(job)
+    name = streams.log_name(job.id)
+
+    async def whole() -> list[streams.Entry] | None:
+        entries = await streams.read(shop.bench.redis, job.id)
+        return entries if len(entries) >= 4 else None
+
+    for entry in (await shop.until(whole))[:lost]:
+        await shop.bench.redis.xdel(name, f"{entry.attempt}-{entry.seq}")
+    worker = shop.bench.heartbeat.worker_id
+    assert worker is not None
+    await shop.bench.tx(leases.retire, worker)
+    await asyncio.wait_for(task, 10)
+
+    async def new_lease() -> bool:
+        return shop.bench.heartbeat.worker_id not in (None, worker)
+
+    await shop.until(new_lease)
+    row = await shop.run_to_the_end(job)
+    assert row.error is not None
+    assert (row.status, row.attempt, row.error["code"]) == ("failed", 2, "worker_lost")
+    stored = await shop.bench.tx.read(jobs.content, job.id)
+    assert kept in (stored.response or b"").decode()
+    assert stored.log is not None
+    assert bool(streams.unpack(stored.log)) == bool(kept)
+
+
 async def test_a_drain_hands_back_what_does_not_end_in_time(shop: Shop) -> None:
     """The attempt does not count, and another worker may begin at once."""
     job = await shop.submit(Say("One two"), Stall(), background=True)
