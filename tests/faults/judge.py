@@ -103,9 +103,10 @@ def _charged(evidence: Evidence) -> Iterator[Violation]:
 
 
 def _may_fail(record: Record, kept: Kept) -> bool:
-    """What a reader has seen of a plain stream cannot be said again."""
+    """What a reader has seen of a plain stream cannot be said again, also if Redis has lost it."""
     tried_enough = kept.job.attempt - kept.job.forgiven >= kept.job.max_attempts
-    return record.live and record.streamed and (bool(kept.text) or tried_enough)
+    seen = bool(kept.text or record.reading.text)
+    return record.live and record.streamed and (seen or tried_enough)
 
 
 def _may_be_cancelled(record: Record, _: Kept) -> bool:
