@@ -96,7 +96,7 @@ async def open_shop(
     models: str = MODEL.format(name="test"),
     **changed: Any,
 ) -> AsyncIterator[Shop]:
-    """A shop with short leases and time limits, unless `changed` says otherwise.
+    """A shop with short leases, unless `changed` says otherwise, and time limits no test waits for.
 
     `models` is TOML: what is on offer beside the upstream.
     """
@@ -110,8 +110,8 @@ async def open_shop(
         "lease_beat": timedelta(seconds=0.2),
         "lease_margin": timedelta(seconds=1),
         "drain": timedelta(seconds=0.3),
-        "silence_timeout": timedelta(seconds=5),
-        "attempt_timeout": timedelta(seconds=2),
+        "silence_timeout": timedelta(seconds=20),
+        "attempt_timeout": timedelta(seconds=20),
     }
     async with bench.lifespan(WorkerSettings(**(settings | changed))) as opened:
         key, _ = await opened.tx(keys.create, account="a")

@@ -23,6 +23,6 @@ def sessions(database_url: str) -> Iterator[Sessions]:
 async def shop(
     tmp_path: Path, database_url: str, redis_server: Valkey, upstream: ScriptedUpstream
 ) -> AsyncIterator[Shop]:
-    """A worker's bench with short leases and time limits."""
+    """A worker's bench with short leases."""
     async with open_shop(tmp_path, database_url, redis_server.url, upstream) as opened:
         yield opened

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +18,14 @@ from tests.fakes.upstream import (
     Reasoning,
     Reset,
     Say,
+    ScriptedUpstream,
     Stall,
     Status,
     Step,
     Tool,
     WaitFor,
 )
-from tests.shop import Shop
+from tests.shop import Shop, open_shop
 from tests.valkey import Valkey
 from workers import attempts
 
@@ -116,11 +119,17 @@ async def test_tries_are_used_up(shop: Shop) -> None:
     assert len(shop.upstream.calls_of("test")) == 2
 
 
-async def test_an_attempt_has_a_time_limit(shop: Shop) -> None:
+async def test_an_attempt_has_a_time_limit(
+    tmp_path: Path, database_url: str, redis_server: Valkey, upstream: ScriptedUpstream
+) -> None:
     """However busily the upstream talks."""
     words = [f" {number}" for number in range(1000)]
-    job = await shop.submit(Say(pieces=words, every=0.01), stream=True)
-    row = await shop.run_to_the_end(job)
+    limit = timedelta(seconds=2)
+    async with open_shop(
+        tmp_path, database_url, redis_server.url, upstream, attempt_timeout=limit
+    ) as shop:
+        job = await shop.submit(Say(pieces=words, every=0.01), stream=True)
+        row = await shop.run_to_the_end(job)
 
     assert row.error is not None
     assert (row.status, row.error["code"]) == ("failed", "upstream_timeout")
