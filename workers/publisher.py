@@ -1,8 +1,8 @@
 """Appends what models say to the delta logs: one pipeline per round trip for all jobs.
 
-There is no timer: a delta that is alone leaves at once, and while a flush is under way the next
-ones gather and those of one job merge into one entry. When Redis is away they gather up to a bound;
-then `room` makes the upstream reads wait.
+A delta that is alone leaves at once; while a flush is under way, and for a moment after it when
+there are many jobs, the next ones gather, and those of one job merge into one entry. When Redis is
+away they gather up to a bound; then `room` makes the upstream reads wait.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from shared import background, streams
 from shared.connections import SOCKET_TIMEOUT
+from workers.pace import Pace
 
 log = structlog.get_logger()
 
@@ -185,10 +186,11 @@ class Unread:
 class Publisher:
     """One task, one connection, all jobs of the process."""
 
-    def __init__(self, redis: Redis, *, bound: int) -> None:
+    def __init__(self, redis: Redis, pace: Pace, *, bound: int) -> None:
         self.held = 0
         """Bytes waiting for Redis."""
         self._redis = redis
+        self._pace = pace
         self._bound = bound
         self._ready: dict[JobLog, None] = {}
         self._rings: list[tuple[str, bytes]] = []
@@ -288,6 +290,8 @@ class Publisher:
                 async with asyncio.timeout(SOCKET_TIMEOUT):
                     await self._flush(connection)
                 self._away, self._pause = False, FIRST_PAUSE
+                if gap := self._pace.gap:
+                    await asyncio.sleep(gap)
         finally:
             await connection.disconnect()
 

@@ -22,6 +22,7 @@ from shared.tables import Job, JobContent
 from tests.factories import taken
 from tests.proxy import Link, through
 from tests.valkey import Valkey
+from workers.pace import Pace
 from workers.publisher import JobLog, Publisher, Unread
 
 BOUND = 1_000_000
@@ -91,10 +92,10 @@ async def desk(database_url: str, redis_server: Valkey) -> AsyncIterator[Desk]:
 
 
 @asynccontextmanager
-async def _open(database_url: str, redis_server: Valkey) -> AsyncIterator[Desk]:
+async def _open(database_url: str, redis_server: Valkey, *, others: int = 0) -> AsyncIterator[Desk]:
     tx = db.Transactions(db.connect(database_url))
     redis = connections.open_redis(redis_server.url)
-    publisher, hub = Publisher(redis, bound=BOUND), Hub(redis)
+    publisher, hub = Publisher(redis, Pace(range(others)), bound=BOUND), Hub(redis)
     publisher.start()
     hub.start()
     key, _ = await tx(keys.create, account="a")
@@ -461,6 +462,21 @@ async def test_jobs_nobody_streams_are_logged_once_a_second(desk: Desk) -> None:
     entries = await streams.read(desk.redis, desk.claim.job.id)
     assert entries[0].kind == STARTED
     assert 1 <= len([entry for entry in entries if entry.kind == DELTAS]) <= 3
+    assert numbers(entries) == list(range(1, 101))
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_words_of_one_among_many_share_entries(
+    database_url: str, redis_server: Valkey
+) -> None:
+    """A moment passes between two writes; nothing is lost, and the end waits for no more."""
+    async with _open(database_url, redis_server, others=10_000) as desk:
+        opened = desk.publisher.begin(desk.claim.job.id, every=0.0)
+        await say(opened, 100, pause=0.001)
+        await desk.finish(opened)
+
+        entries = await streams.read(desk.redis, desk.claim.job.id)
+    assert len([entry for entry in entries if entry.kind == DELTAS]) < 50
     assert numbers(entries) == list(range(1, 101))
 
 
