@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, cast
 
 import orjson
-from celery.utils import uuid
 from celery.utils.nodenames import anon_nodename
 from kombu.transport.redis import Channel, Transport
+
+from shared import ids
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _HEADERS: Final = {
 
 def hint(task: str, job_ids: Sequence[str], options: Mapping[str, bool], queue: str) -> bytes:
     """The message that Celery sends for a task with these arguments, on its way to a queue."""
-    task_id, args = uuid(), list(job_ids)
+    task_id, args = ids.new_id(), list(job_ids)
     embedded = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     headers = {
         **_HEADERS,
@@ -55,7 +56,7 @@ def hint(task: str, job_ids: Sequence[str], options: Mapping[str, bool], queue: 
         "delivery_info": {"exchange": "", "routing_key": queue},
         "priority": 0,
         "body_encoding": "base64",
-        "delivery_tag": uuid(),
+        "delivery_tag": task_id,
     }
     return orjson.dumps(
         {

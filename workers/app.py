@@ -53,7 +53,7 @@ def create_worker(settings: WorkerSettings) -> Celery:
         if opened:  # else it has yet to be read
             opened[0].reload()
 
-    @app.task(name=queue.RUN_JOB, shared=False, Request=Hint)
+    @app.task(name=queue.RUN_JOB, shared=False, Request=Hint, Strategy="workers.fetching:several")
     async def run_job(*job_ids: str, wait: bool = True) -> None:
         await rounds.run(opened[0], job_ids, app.spare, wait=wait)
 

@@ -52,11 +52,11 @@ class Bench:
         self.storage = Storage(settings.file_store)
         self.upstreams = open_upstreams(catalog)
         self._open_upstreams = open_upstreams
-        self.publisher = Publisher(redis, bound=settings.publish_buffer)
         self.breakers = Breakers(redis)
         self.refunds = Refunds(redis)
         self.hands = Hands()
         self.pace = Pace(self.hands)
+        self.publisher = Publisher(redis, self.pace, bound=settings.publish_buffer)
         self.remainders = Remainders(tx, within=settings.attempt_timeout)
         self.deliveries = Deliveries(settings, tx)
         self.draining = False

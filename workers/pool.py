@@ -11,8 +11,8 @@ per thread, so they have no `self.request`, no retry, no signals. Plain `def` ta
 and run in a thread. The app may have three attributes: `lifespan()`, an async context manager that
 lives as long as the loop, `async def drain(unbegun)`, which lets go of the work when the worker
 stops, given the name and arguments of each call that came too late to begin, and `reload()`, which
-the loop calls on SIGHUP; Celery's own answer to that is to start over. It gets one: `spare()`, an
-async context manager that lends a task a second slot if one is free.
+the loop calls on SIGHUP; Celery's own answer to that is to start over. It gets one: `spare`, an
+async context manager that lends a task a second slot if one is free, or gets so in a moment.
 """
 
 import asyncio
@@ -238,19 +238,24 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
     # The loop's thread.
 
     @asynccontextmanager
-    async def spare(self) -> AsyncIterator[bool]:
-        """Another slot for a task that has work for it, if one is free at this moment."""
-        if self._slots.locked():
+    async def spare(self, within: float) -> AsyncIterator[bool]:
+        """Another slot for a task that has work for it, if one is free in so many seconds."""
+        if self._slots.locked() and not within:
             yield False
             return
-        async with self._slots:
-            self._lent += 1
-            try:
-                yield True
-            finally:
-                self._lent -= 1
-                if self._slots.locked():  # then the hub fetches nothing until it is told
-                    self._post(lambda: None)
+        self._lent += 1  # while it waits, too: it comes before what the hub would fetch
+        got = False
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within):
+                    got = await self._slots.acquire()
+            yield got
+        finally:
+            self._lent -= 1
+            if self._slots.locked():  # then the hub fetches nothing until it is told
+                self._post(lambda: None)
+            if got:
+                self._slots.release()
 
     def _run_loop(self) -> None:
         try:

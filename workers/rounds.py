@@ -1,6 +1,6 @@
 """The jobs of one hint: tried side by side as far as there are slots.
 
-The others follow one after another, as lines of a batch do, or go back at once.
+The others follow one after another, as lines of a batch do, or go back in a moment.
 """
 
 import asyncio
@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Final
 
 import structlog
 
@@ -16,14 +17,17 @@ from workers.bench import Bench
 
 log = structlog.get_logger()
 
-Spare = Callable[[], AbstractAsyncContextManager[bool]]
-"""Lends another slot, if one is free; see `workers.pool`."""
+Spare = Callable[[float], AbstractAsyncContextManager[bool]]
+"""Lends another slot, if one gets free in so many seconds; see `workers.pool`."""
+MOMENT: Final = 1.0
+"""Seconds for which those that may not wait look for a slot: of short jobs dozens end in that time,
+and of long ones none."""
 
 
 async def run(bench: Bench, job_ids: Sequence[str], spare: Spare, *, wait: bool = True) -> None:
     """Try the jobs of a hint, the first of them in the slot that the hint has.
 
-    Those for which there is no slot at once are left to another hint, unless they may `wait`.
+    Those for which there is no slot in a moment are left to another hint, unless they may `wait`.
     """
     began = time.monotonic()
     if len(job_ids) == 1:
@@ -48,7 +52,7 @@ async def _work(bench: Bench, left: deque[str], began: float) -> None:
 
 async def _help(bench: Bench, left: deque[str], began: float, spare: Spare, *, wait: bool) -> None:
     """The same beside the others, in another slot."""
-    async with spare() as lent:
+    async with spare(0.0 if wait else MOMENT) as lent:
         if lent:
             await _work(bench, left, began)
         elif left and not wait:

@@ -20,7 +20,7 @@ from shared.lifecycle import JobStatus, Lane
 from shared.tables import Attempt, Job
 from tests import sqlite
 from tests.factories import Sessions, job_in, submitted
-from tests.fakes.upstream import ScriptedUpstream
+from tests.fakes.upstream import Say, ScriptedUpstream, WaitFor
 from tests.stack import QUICK_LEASES, Stack, eventually
 from tests.valkey import Valkey
 
@@ -59,6 +59,13 @@ class Shop:
         with self.app.connection_for_write() as connection:
             asked = self.app.control.inspect(limit=1, timeout=5, connection=connection)
             return bool(asked.ping())
+
+    def calls(self) -> int:
+        """How many hints its worker has begun to look at, or groups of them."""
+        with self.app.connection_for_write() as connection:
+            asked = self.app.control.inspect(limit=1, timeout=5, connection=connection)
+            [said] = asked.stats().values()
+        return int(said["total"][queue.RUN_JOB])
 
     def completed(self, job_ids: list[str]) -> bool:
         """Whether all of these are."""
@@ -290,3 +297,38 @@ def test_a_job_whose_api_dies_before_its_hint_left_is_run(sqlite_shop: Shop) -> 
     eventually(lambda: sqlite_shop.completed(job_ids), 30)
 
     assert sqlite_shop.tries(job_ids) == 1
+
+
+def test_hints_that_wait_are_taken_several_at_a_time(sqlite_shop: Shop) -> None:
+    """By whoever has room for them, the oldest first; what is no message is dropped among them."""
+    shop = sqlite_shop
+    job_ids = shop.submit(100)
+    shop.hint(*job_ids[:50])
+    eventually(lambda: shop.redis.llen(INTERACTIVE) == 50)
+    shop.redis.lpush(INTERACTIVE, "not json")
+    shop.hint(*job_ids[50:])
+    eventually(lambda: shop.redis.llen(INTERACTIVE) == 101)
+    shop.stack.worker()
+    eventually(lambda: shop.completed(job_ids), 60)
+
+    assert shop.tries(job_ids) == 100
+    assert 100 / 16 <= shop.calls() < 20
+
+
+def test_no_more_hints_are_taken_than_there_is_room_for(sqlite_shop: Shop) -> None:
+    """What waits, waits where another worker sees it."""
+    shop = sqlite_shop
+    let_go = threading.Event()
+    shop.stack.upstream.script("test", WaitFor(let_go), Say("Fine."))
+    job_ids = shop.submit(20)
+    shop.hint(*job_ids)
+    eventually(lambda: shop.redis.llen(INTERACTIVE) == 20)
+    shop.stack.worker(SLUICE_WORKER_CONCURRENCY="4")
+    try:
+        eventually(lambda: len(shop.stack.upstream.calls) == 4, 30)
+        assert shop.redis.llen(INTERACTIVE) >= 15  # one may have come before it was its turn
+    finally:
+        let_go.set()
+    eventually(lambda: shop.completed(job_ids), 60)
+
+    assert shop.tries(job_ids) == 20

@@ -167,7 +167,7 @@ def test_a_task_may_have_a_second_slot_if_one_is_free() -> None:
         seen: list[tuple[bool, bool, int]] = []
 
         async def greedy() -> None:
-            async with bench.app.spare() as one, bench.app.spare() as another:
+            async with bench.app.spare(0.0) as one, bench.app.spare(0.0) as another:
                 seen.append((one, another, bench.pool.num_processes))
 
         assert bench.pool.num_processes == 2
@@ -175,6 +175,31 @@ def test_a_task_may_have_a_second_slot_if_one_is_free() -> None:
         bench.finish("a")
 
         assert seen == [(True, False, 1)]
+        assert bench.pool.num_processes == 2
+
+
+def test_whoever_waits_for_a_second_slot_gets_the_next_that_is_free() -> None:
+    """Before anything else is fetched; after a while without it goes on."""
+    with running_pool(limit=2) as bench:
+        let_go = asyncio.Event()
+        seen: list[tuple[bool, int]] = []
+
+        async def busy() -> None:
+            await let_go.wait()
+
+        async def greedy() -> None:
+            async with bench.app.spare(0.01) as too_soon:
+                pass
+            seen.append((too_soon, bench.pool.num_processes))
+            asyncio.get_running_loop().call_later(0.01, let_go.set)
+            async with bench.app.spare(60.0) as at_last:
+                seen.append((at_last, bench.pool.num_processes))
+
+        bench.call("a", busy)
+        bench.call("b", greedy)
+        bench.finish("a", "b")
+
+        assert seen == [(False, 2), (True, 1)]
         assert bench.pool.num_processes == 2
 
 

@@ -23,7 +23,7 @@ class Slots:
         self.free = free
 
     @asynccontextmanager
-    async def spare(self) -> AsyncIterator[bool]:
+    async def spare(self, within: float) -> AsyncIterator[bool]:
         """One more, if one is left."""
         lent = self.free > 0
         self.free -= lent
@@ -56,7 +56,7 @@ async def test_as_many_run_at_once_as_there_are_slots(shop: Shop, free: int, at_
     assert slots.free == free
 
 
-async def test_who_may_not_wait_goes_back_at_once(shop: Shop) -> None:
+async def test_who_may_not_wait_goes_back(shop: Shop) -> None:
     """A job whose slot is free is begun; the others are hinted again, perhaps elsewhere."""
     let_go = threading.Event()
     shop.upstream.script("test", WaitFor(let_go), Say("Fine."))
