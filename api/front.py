@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import structlog
@@ -24,6 +25,7 @@ from api.window import Window
 from shared import catalog, connections, db, hints, queue, reload, standing, streams
 from shared.catalog import Catalog
 from shared.errors import ModelNotFound
+from shared.lately import Lately
 from shared.lifecycle import JobStatus
 from shared.queue import Hints
 from shared.standing import Standing
@@ -65,6 +67,9 @@ class Front:
         self.hints = Hints(queue.connect(settings.redis), self._lost)
         self.draining = False
         """What is held open has to end now: this process is about to stop."""
+        self._lately = Lately()
+        self._places = partial(standing.look_all, lately=self._lately)
+        self._turns = partial(standing.look_each, lately=self._lately)
         self._loop = asyncio.get_running_loop()
 
     def reload(self) -> None:
@@ -82,15 +87,15 @@ class Front:
         self.watches.wake()
 
     async def standing(self, job: Job) -> Standing | None:
-        """The place in its lane of a job that waits."""
+        """The place in its lane of a job that waits; without a hint, as of the last second."""
         if job.status != JobStatus.QUEUED or job.run_at is not None:
             return None
         if job.hinted_at is not None:
-            return await self.tx.look(standing.look_all, job)
+            return await self.tx.look(self._places, job)
         capped = False
         with suppress(ModelNotFound):
             capped = self.catalog.find(job.model).running is not None
-        return await self.tx.read(standing.look, job, capped=capped)
+        return await self.tx.look(self._turns, (job, capped), long=True)
 
     async def forget(self, job: Job) -> None:
         """Delete a deleted job's log."""

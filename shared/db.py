@@ -88,7 +88,7 @@ class Transactions:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._writer = threading.Thread(target=self._write, name="commit", daemon=True)
         self._writer.start()
-        self._looks = Looks(self._read)
+        self._looks = {long: Looks(self._read) for long in (False, True)}
 
     async def __call__(
         self, work: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
@@ -153,15 +153,18 @@ class Transactions:
         finally:
             bound.cancel()
 
-    async def look(self, work: Callable[[Session, list[T]], list[R]], item: T) -> R:
-        """What `work(session, items)` makes of this item, where it only reads, and not for long.
+    async def look(
+        self, work: Callable[[Session, list[T]], list[R]], item: T, *, long: bool = False
+    ) -> R:
+        """What `work(session, items)` makes of this item, where it only reads.
 
-        It is asked at once for all that wait; when that raises, for each by itself.
+        It is asked at once for all that wait; when that raises, for each by itself. What may take
+        `long` delays nothing but its like.
         """
         if self._closed:
             raise DatabaseUnavailable("The database is closed.")
         call = self._call(lambda session: work(session, [item])[0], many=work, item=item)
-        self._looks.put(call)
+        self._looks[long].put(call)
         return await self._answered(call)
 
     async def read(
@@ -191,7 +194,8 @@ class Transactions:
             self._closed = True
             self._changed.notify()
         self._writer.join(self._within)
-        self._looks.close(self._within)
+        for looks in self._looks.values():
+            looks.close(self._within)
         self._readers.shutdown(cancel_futures=True)
         self._engine.dispose()
 

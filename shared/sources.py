@@ -13,7 +13,6 @@ from typing import Any, Final
 import sqlalchemy
 from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, or_
 from sqlmodel import Session, col, select
-from sqlmodel.sql.expression import SelectOfScalar
 
 from shared import hints, jobs
 from shared.batches import IN_PROGRESS
@@ -141,11 +140,24 @@ def _oldest(lane: Lane | None) -> Select[Any]:
     return sqlalchemy.select(col(Job.id)).where(*which, *theirs).order_by(col(Job.id)).limit(_MOST)
 
 
-def older(source: Source, lane: Lane, than: str) -> SelectOfScalar[str]:
-    """The jobs of a source that came before this one."""
-    which, owner = _owned(lane if source.batch_id is None else None)
-    theirs = (owner == (source.batch_id or source.account_id), col(Job.model) == source.model)
-    return select(col(Job.id)).where(*which, *theirs, col(Job.id) < than)
+@cache
+def _between(lane: Lane | None) -> Select[Any]:
+    """How many jobs of a source came since `:first` and before `:last`, counted up to `:most`."""
+    which, owner = _owned(lane)
+    theirs = (owner == bindparam("owner"), col(Job.model) == bindparam("model"))
+    since = (col(Job.id) >= bindparam("first"), col(Job.id) < bindparam("last"))
+    some = sqlalchemy.select(col(Job.id)).where(*which, *theirs, *since).limit(_MOST)
+    return sqlalchemy.select(func.count()).select_from(some.subquery())
+
+
+def between(
+    session: Session, lane: Lane, source: Source, first: str, last: str, *, most: int
+) -> int:
+    """How many jobs of a source came since the one and before the other, counted so far."""
+    counted = _between(lane if source.batch_id is None else None)
+    owner = source.batch_id or source.account_id
+    named = {"owner": owner, "model": source.model, "first": first, "last": last, "most": most}
+    return int(session.connection().execute(counted, named).scalar_one())
 
 
 def next_of(session: Session, lane: Lane, places: Mapping[Source, int]) -> list[str]:

@@ -4,14 +4,15 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, partial
 from math import sqrt
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import bindparam, func
 from sqlmodel import Session, col, select
 
-from shared import feeding, hints, lanes, sources
+from shared import feeding, hints, lanes, rows, sources
+from shared.lately import Lately
 from shared.lifecycle import JobStatus, Lane
 from shared.sources import Source
 from shared.tables import Account, Batch, Job
@@ -51,27 +52,38 @@ class Standing:
     """Seconds within which it starts as likely as not, and nine times in ten; None: unknown."""
 
 
-def look(session: Session, job: Job, *, capped: bool = False) -> Standing | None:
+def look(
+    session: Session, job: Job, *, capped: bool = False, lately: Lately | None = None
+) -> Standing | None:
     """Where a job stands; None when it does not wait for its turn: its batch is paused, say.
 
-    `capped`: only so many of its model may run at once, so a lane's speed says nothing of it.
+    `capped`: only so many of its model may run at once, so a lane's speed says nothing of it. What
+    was counted `lately` for another job without a hint is not counted again.
     """
     if job.status != JobStatus.QUEUED or job.run_at is not None:
         return None
     if job.hinted_at is not None:
-        return look_all(session, [job])[0]
-    lane = Lane(job.lane)
-    waiting = _before(session, lane, job)
+        return look_all(session, [job], lately=lately)[0]
+    lane, lately = Lane(job.lane), lately or Lately()
+    waiting = _before(session, lane, job, lately)
     if waiting is None:
         return None
-    ahead = min(RANK_LIMIT, hints.out(session, lane.value, RANK_LIMIT) + waiting)
+    out = lately.of(("hinted", lane), lambda: hints.out(session, lane.value, RANK_LIMIT))
+    ahead = min(RANK_LIMIT, out + waiting)
     held_back = capped or _held_back(session, job)
-    return Standing(ahead, None if held_back else _Speed(session, lane).eta(ahead))
+    speed = _Speed(session, lane, lately, slots=lately)
+    return Standing(ahead, None if held_back else speed.eta(ahead))
 
 
-def look_all(session: Session, hinted: Sequence[Job]) -> list[Standing]:
-    """Where jobs stand that wait and have their hint; what they have in common is counted once."""
-    speeds = {lane: _Speed(session, lane) for lane in Lane}
+def look_all(
+    session: Session, hinted: Sequence[Job], *, lately: Lately | None = None
+) -> list[Standing]:
+    """Where jobs stand that wait and have their hint; what they have in common is counted once.
+
+    Only the speed of their lanes may be what it was `lately`.
+    """
+    pace, slots = lately or Lately(), Lately()
+    speeds = {lane: _Speed(session, lane, pace, slots=slots) for lane in Lane}
 
     @cache  # jobs that are accepted together have one moment
     def of(lane: str, moment: int | None) -> tuple[int, list[str]]:
@@ -86,6 +98,13 @@ def look_all(session: Session, hinted: Sequence[Job]) -> list[Standing]:
     return [standing(job) for job in hinted]
 
 
+def look_each(
+    session: Session, asked: Sequence[tuple[Job, bool]], *, lately: Lately
+) -> list[Standing | None]:
+    """Where jobs stand, each with whether it is capped: `look` for many."""
+    return [look(session, job, capped=capped, lately=lately) for job, capped in asked]
+
+
 def whole(session: Session, batch: Source) -> tuple[float, float] | None:
     """Seconds within which a batch that is still to come would be done, as for a `Standing`.
 
@@ -98,20 +117,21 @@ def whole(session: Session, batch: Source) -> tuple[float, float] | None:
         return None
     weights = {account: float(limits.weight or 1) for account, limits in terms.items()}
     ahead = _in_turn(found, batch, batch.waiting - 1, weights)
-    return _Speed(session, lane).spent(hints.out(session, lane.value, RANK_LIMIT) + ahead + 1)
+    ahead += hints.out(session, lane.value, RANK_LIMIT)
+    return _Speed(session, lane, Lately(), slots=Lately()).spent(ahead + 1)
 
 
-def _before(session: Session, lane: Lane, job: Job) -> int | None:
+def _before(session: Session, lane: Lane, job: Job, lately: Lately) -> int | None:
     """Jobs without a hint whose turn comes before; None if the job has none."""
-    mine = [source for source in sources.waiting(session, lane, 1) if source.beside(job)]
+    mine = lately.of(
+        ("beside", lane, job.account_id, job.batch_id), partial(_beside, session, lane, job)
+    )
     if not mine:
         return None
-    own = sum(_count(session, sources.older(each, lane, job.id)) for each in mine)
+    own = sum(_older(session, lane, each, job.id, lately) for each in mine)
     most = FIRST_LOOK
     while True:
-        found = sources.waiting(session, lane, most)
-        terms = feeding.terms(session, {source.account_id for source in found})
-        weights = {account: float(limits.weight or 1) for account, limits in terms.items()}
+        found, weights = lately.of(("crowd", lane, most), partial(_crowd, session, lane, most))
         least = min(RANK_LIMIT, _in_turn(found, mine[0], own, weights))
         # What was not counted to its end may be any number: if that makes no difference, we know.
         more = [replace(one, waiting=RANK_LIMIT) if one.waiting == most else one for one in found]
@@ -119,6 +139,28 @@ def _before(session: Session, lane: Lane, job: Job) -> int | None:
         if most >= RANK_LIMIT or sure:
             return least
         most *= 10
+
+
+def _beside(session: Session, lane: Lane, job: Job) -> list[Source]:
+    return [source for source in sources.waiting(session, lane, 1) if source.beside(job)]
+
+
+def _crowd(session: Session, lane: Lane, most: int) -> tuple[list[Source], dict[str, float]]:
+    """Everybody who waits in a lane, each counted up to `most`, and the weights of accounts."""
+    found = sources.waiting(session, lane, most)
+    terms = feeding.terms(session, {source.account_id for source in found})
+    return found, {account: float(limits.weight or 1) for account, limits in terms.items()}
+
+
+def _older(session: Session, lane: Lane, source: Source, job_id: str, lately: Lately) -> int:
+    """Jobs of a source before this one, counted on from the nearest that was asked for lately."""
+    alike = ("older", lane, source.account_id, source.batch_id, source.model)
+    known = lately.of(alike, list[tuple[str, int]])
+    at = bisect_left(known, (job_id, 0))
+    nearest, before = known[at - 1] if at else ("", 0)
+    before += sources.between(session, lane, source, nearest, job_id, most=RANK_LIMIT)
+    known.insert(at, (job_id, before))
+    return before
 
 
 def _in_turn(found: Sequence[Source], mine: Source, own: int, weights: dict[str, float]) -> int:
@@ -146,7 +188,8 @@ def _among(own: int, others: Iterable[tuple[int, float]]) -> int:
 
 def _held_back(session: Session, job: Job) -> bool:
     """Whether something else than those ahead of it decides when it starts."""
-    account = session.get_one(Account, job.account_id)
+    account = rows.get(session, Account, job.account_id)
+    assert account is not None
     limited = bool((account.limits or {}).get("running"))
     batch = session.get(Batch, job.batch_id) if job.batch_id else None
     bounded = batch is not None and batch.concurrency is not None
@@ -156,17 +199,21 @@ def _held_back(session: Session, job: Job) -> bool:
 class _Speed:
     """How soon a lane comes to a place in it, from how it did lately."""
 
-    def __init__(self, session: Session, lane: Lane) -> None:
+    def __init__(self, session: Session, lane: Lane, lately: Lately, *, slots: Lately) -> None:
         self._session = session
         self._lane = lane
+        self._lately = lately
+        self._slots = slots
 
-    @cached_property
+    @property
     def _free(self) -> int:
-        return feeding.free(self._session, self._lane)
+        free = partial(feeding.free, self._session, self._lane)
+        return self._slots.of(("free", self._lane), free)
 
-    @cached_property
+    @property
     def _drained(self) -> tuple[int, float]:
-        return lanes.drained(self._session, self._lane)
+        drained = partial(lanes.drained, self._session, self._lane)
+        return self._lately.of(("drained", self._lane), drained)
 
     def eta(self, ahead: int) -> tuple[float, float] | None:
         """A job for which a slot is free starts at once."""
@@ -181,7 +228,3 @@ class _Speed:
         likely = to_end * seconds / ended
         # Ends come as they like: the more we have seen and the more we wait for, the surer it is.
         return likely, likely * (1 + ONE_IN_TEN * sqrt(1 / to_end + 1 / ended))
-
-
-def _count(session: Session, ids: Any) -> int:
-    return session.exec(select(func.count()).select_from(ids.limit(RANK_LIMIT).subquery())).one()

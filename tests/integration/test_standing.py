@@ -9,6 +9,7 @@ from sqlmodel import Session, col, select
 
 from shared import accounts, batches, clock, feeding, hints, jobs, leases, sources, standing
 from shared.feeding import Flight
+from shared.lately import Lately
 from shared.lifecycle import Lane
 from shared.sources import Source
 from shared.tables import Account, Batch, Job
@@ -108,6 +109,30 @@ def test_a_crowd_is_ahead_of_a_newcomer_by_one_turn(sessions: Sessions) -> None:
         assert place(session, line_of(session, big, 150)) == 149 + 3
         limited(session, "big", weight=20)
         assert [place(session, line_of(session, small, n)) for n in (1, 2, 3)] == [1, 22, 43]
+
+
+def test_what_was_counted_for_one_is_good_for_another(sessions: Sessions) -> None:
+    """Those who ask within a second are told what each would be told, in whatever order."""
+    with sessions() as session:
+        submitted(session, lane=Lane.BATCH)
+        loose(session, "ours", 30)
+        loose(session, "ours", 5, "another")
+        limited(session, "theirs", weight=3)
+        batch = batch_of(session, "theirs", 25)
+        waiting = select(Job).where(col(Job.hinted_at).is_(None)).order_by(col(Job.id))
+        rows = session.exec(waiting).all()
+        before, rest, last = rows[20:40], [*rows[:20], *rows[40:]], line_of(session, batch, 25)
+        lately = Lately()
+
+        said = [standing.look(session, job, lately=lately) for job in (*before, *rest)]
+
+        assert said == [standing.look(session, job) for job in (*before, *rest)]
+        loose(session, "ours", 1)
+        ours = session.exec(waiting).all()[-1]
+        told = standing.look(session, ours, lately=lately)
+        assert told is not None
+        assert told.position == place(session, ours)
+        assert standing.look(session, last, lately=lately) == said[rows.index(last)]
 
 
 def test_what_is_said_of_a_place_is_what_happens(sessions: Sessions) -> None:

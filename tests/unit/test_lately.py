@@ -1,0 +1,29 @@
+"""What was found a moment ago."""
+
+from shared.lately import LASTS, MOST, Lately
+
+
+def test_a_finding_is_good_for_a_second() -> None:
+    """For whoever asks the same; another question is looked into."""
+    now, looks = [0.0], iter(range(10))
+    lately = Lately(lambda: now[0])
+
+    def asked(what: str) -> int:
+        return lately.of(what, lambda: next(looks))
+
+    assert [asked("a"), asked("a"), asked("b")] == [0, 0, 1]
+    now[0] = LASTS - 0.1
+    assert asked("a") == 0
+    now[0] = LASTS
+    assert [asked("a"), asked("a"), asked("b")] == [2, 2, 3]
+
+
+def test_what_has_aged_is_not_kept() -> None:
+    """However much was asked."""
+    now = [0.0]
+    lately = Lately(lambda: now[0])
+    for number in range(5 * MOST):
+        now[0] += LASTS / 100
+        lately.of(number, lambda: None)
+
+    assert len(lately._found) <= MOST
