@@ -79,7 +79,7 @@ def submission(
         hinted=front.window.admits(lane) and not caller.takes_turns(model),
         hold=prices.most(body, chain, prompt=prompt),
         prompt_tokens=prompt,
-        output_tokens=prices.output_cap(body, model),
+        output_tokens=prices.output_cap(body, model, prompt=prompt),
         left_out=features.unsupported(body, model.lacks),
         prices={model.name: Prices.of(model).snapshot for model in chain},
     )

@@ -141,10 +141,13 @@ class Admission:
         """Take the requests and tokens that they need, all of it. Raises `RateLimited`."""
         wants: dict[Bounds, Want] = {}
         for new in submissions:
+            bounds = (*self._own, *meters.bounds_of(catalog.find(new.model)))
+            if not bounds:
+                continue
             tokens = new.prompt_tokens + new.output_tokens
             one = Want(requests=1, tokens=tokens, concurrency=int(not new.background))
-            own = dict.fromkeys((*self._own, *meters.bounds_of(catalog.find(new.model))), one)
-            wants |= {bounds: wants.get(bounds, Want()) + one for bounds in own}
+            own = dict.fromkeys(bounds, one)
+            wants |= {each: wants.get(each, Want()) + one for each in own}
             if new.background:
                 found = meters.meters(self._account_id, own)
                 limits = {meter.key: meter.limit for meter in found if meter.unit == TOKENS}

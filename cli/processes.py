@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -12,6 +12,10 @@ from cli.options import DEFAULT_HOME, Home
 
 ValkeyPort = Annotated[int, typer.Option(envvar="SLUICE_VALKEY_PORT", help="Port on loopback.")]
 ModelPort = Annotated[int, typer.Option(envvar="SLUICE_MODEL_PORT", help="Port on loopback.")]
+
+YOUNG: Final = 10_000
+"""Objects from which on garbage is looked for among the new ones. Those of a few requests, or of an
+array of jobs, are still in use by Python's own 700, and are gone by then."""
 
 
 @contextmanager
@@ -23,6 +27,7 @@ def _imported_for_good() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        gc.set_threshold(YOUNG)
         gc.enable()
 
 

@@ -1,5 +1,6 @@
 """Job ids: one UUIDv7 in 26 base32 characters, shown under three prefixes."""
 
+import random
 import secrets
 import threading
 import time
@@ -14,6 +15,9 @@ JOB = "job_"
 COMPLETION = "chatcmpl-"
 LINE = "batch_req_"
 
+# An id opens nothing, so nobody gains by guessing one; and to ask the system for each would let go
+# of the interpreter, and wait for it. A process that was forked has a seed of its own.
+_bits = random.getrandbits
 _in_turn = threading.Lock()
 _newest = 0
 
@@ -28,9 +32,9 @@ def new_id() -> str:
     now = time.time_ns() // 1_000_000
     with _in_turn:
         if now <= _newest >> 80:
-            number = _newest + 1 + secrets.randbits(32)
+            number = _newest + 1 + _bits(32)
         else:
-            number = now << 80 | secrets.randbits(80)
+            number = now << 80 | _bits(80)
             number = number & ~(0xF << 76) | 0x7 << 76  # version 7
             number = number & ~(0x3 << 62) | 0x2 << 62  # variant of RFC 9562
         _newest = number

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import orjson
@@ -32,7 +32,7 @@ PICTURE: Final = b'"image_url"'
 _RUN: Final = re.compile(r"(.)\1{3,}", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prices:
     """A model's, in nano-credits a token."""
 
@@ -62,7 +62,7 @@ class Prices:
         """Those of a `snapshot`."""
         return _read(*snapshot)
 
-    @property
+    @cached_property
     def snapshot(self) -> list[str]:
         """As they are kept with a job."""
         return [str(self.input), str(self.cached_input), str(self.cache_write), str(self.output)]
@@ -88,7 +88,7 @@ class Prices:
         """How many tokens of output so many nano-credits are enough for, after the prompt."""
         return math.floor((nano - prompt * self._dearest) / self.output)
 
-    @property
+    @cached_property
     def _dearest(self) -> Decimal:
         return max(self.input, self.cached_input, self.cache_write)
 
@@ -180,20 +180,24 @@ def completion_tokens(response: Mapping[str, Any]) -> int:
     return -(-size // BYTES_PER_TOKEN)
 
 
-def choice_cap(request: Mapping[str, Any], model: Model) -> int:
+def choice_cap(request: Mapping[str, Any], model: Model, *, prompt: int | None = None) -> int:
     """The most tokens that each choice can have: what is asked for, as far as the model goes.
 
-    Of its window, what the prompt has at the very least is not to be had.
+    Of its window, what the prompt has at the very least is not to be had; that is not looked for
+    where there is room for all that it has by `prompt_tokens`.
     """
     asked = request.get("max_completion_tokens") or request.get("max_tokens")
     cap = min(int(asked or model.max_output_tokens), model.max_output_tokens)
-    left = model.context_window - least_prompt_tokens(request, room=model.context_window - cap)
+    room = model.context_window - cap
+    if prompt is not None and prompt <= room:
+        return max(1, cap)
+    left = model.context_window - least_prompt_tokens(request, room=room)
     return max(1, min(cap, left))
 
 
-def output_cap(request: Mapping[str, Any], model: Model) -> int:
+def output_cap(request: Mapping[str, Any], model: Model, *, prompt: int | None = None) -> int:
     """The most tokens that a request can have said, over all its choices."""
-    return choice_cap(request, model) * int(request.get("n") or 1)
+    return choice_cap(request, model, prompt=prompt) * int(request.get("n") or 1)
 
 
 def most(
@@ -204,6 +208,8 @@ def most(
     Its input has about `prompt` tokens. Zero when all are free.
     """
     return max(
-        Prices.of(model, part).bound(min(prompt, model.context_window), output_cap(request, model))
+        Prices.of(model, part).bound(
+            min(prompt, model.context_window), output_cap(request, model, prompt=prompt)
+        )
         for model in chain
     )

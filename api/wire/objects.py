@@ -82,10 +82,10 @@ def likely(eta: tuple[float, float] | None) -> dict[str, float] | None:
 
 def _progress(job: Job, latest: Entry | None) -> dict[str, int]:
     if job.status in TERMINAL or latest is None:
-        counts = (job.deltas, job.characters, job.last_seq)
+        deltas, characters, last_seq = job.deltas, job.characters, job.last_seq
     else:
-        counts = (*latest.progress, latest.seq)
-    return dict(zip(("deltas", "characters", "last_seq"), counts, strict=True))
+        (deltas, characters), last_seq = latest.progress, latest.seq
+    return {"deltas": deltas, "characters": characters, "last_seq": last_seq}
 
 
 def job_error(job: Job) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Job ids: UUIDv7 in base32, one job under three names."""
 
+import os
 import uuid
 
 import pytest
@@ -33,6 +34,24 @@ def test_ids_are_26_letters_and_never_the_same() -> None:
 
     assert len(set(made)) == 10_000
     assert {len(one) for one in made} == {26}
+
+
+def test_processes_that_were_forked_make_different_ids() -> None:
+    """Though they began alike: what is random of an id is each one's own."""
+
+    def made_by_a_child() -> int:
+        read, write = os.pipe()
+        if os.fork() == 0:
+            while clock.now() <= before:  # an id of the same millisecond goes on from the last
+                pass
+            os.write(write, ids.new_id().encode())
+            os._exit(0)
+        os.wait()
+        return as_uuid(os.read(read, ids.LENGTH).decode()).int % (1 << 62)
+
+    before = as_uuid(ids.new_id()).int >> 80
+
+    assert made_by_a_child() != made_by_a_child()
 
 
 def test_ids_sort_by_their_time() -> None:
