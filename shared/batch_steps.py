@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import cache
 from itertools import compress
 from typing import Any, Final
 
@@ -81,6 +82,7 @@ def due(session: Session, limit: int, after: str = "") -> list[tuple[Batch, list
     return [(batch, list(compress(steps, wanted))) for batch, *wanted in found]
 
 
+@cache  # the leader asks every second
 def _conditions() -> dict[Step, ColumnElement[bool]]:
     """When there is what to do for an open batch."""
 

@@ -8,9 +8,10 @@ left to `leases.settle`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection, Executable
 from sqlmodel import Session
 
 from shared import clock, events, jobs, leases, ledger, moving, prepared
@@ -48,19 +49,28 @@ def settle(session: Session, many: list[Done]) -> list[JobStatus | None]:
     connection = session.connection()
     # In order, as everybody takes several rows.
     in_turn = sorted(many, key=lambda one: one.lease.job_id)
-    moved = [(one, _move(connection, one)) for one in in_turn if one.plain]
-    ended = {one.lease: one for one, row in moved if row is not None}
+    moved = _move(connection, [one for one in in_turn if one.plain])
+    ended = {one.lease: one for one, _ in moved}
     _keep(session, connection, list(ended.values()))
-    _tell(session, [one.job for one, row in moved if row is not None and row.wanted])
+    _tell(session, [one.job for one, wanted in moved if wanted])
     return [JobStatus.COMPLETED if one.lease in ended else _alone(session, one) for one in many]
 
 
-def _move(connection: Connection, one: Done) -> Row[Any] | None:
-    """The row if it was moved: its id, and whether its account has an endpoint."""
+def _move(connection: Connection, many: Sequence[Done]) -> list[tuple[Done, bool]]:
+    """Those that were moved, and whether the account of each has an endpoint."""
+    moved = []
+    for _, some in groupby(map(_change, many), key=lambda each: id(each[1])):
+        done, changes, named = zip(*some, strict=True)
+        rows = prepared.each(connection, changes[0], named)
+        moved += [(one, bool(row[0])) for one, row in zip(done, rows, strict=True) if row]
+    return moved
+
+
+def _change(one: Done) -> tuple[Done, Executable, dict[str, Any]]:
     columns = leases.progress(one.outcome.said)
     if one.job.held is not None:
         columns["cost"] = one.cost
-    change, named = moving.statement(
+    return one, *moving.statement(
         one.lease.job_id,
         JobStatus.COMPLETED,
         (),
@@ -68,7 +78,6 @@ def _move(connection: Connection, one: Done) -> Row[Any] | None:
         columns={"error": None, **columns},
         whole=False,
     )
-    return prepared.run(connection, change, [named]).one_or_none()
 
 
 def _keep(session: Session, connection: Connection, many: Sequence[Done]) -> None:

@@ -1,11 +1,13 @@
 """Open SQLite or PostgreSQL as the protocol needs it, and wait for an answer only so long."""
 
 import math
+import select
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -16,12 +18,14 @@ from sqlalchemy.engine import make_url
 
 RV = TypeVar("RV")
 
-POOL_SIZE: Final = 6
-"""A process's writer, its readers, and one more."""
+POOL_SIZE: Final = 7
+"""A process's writer, its four readers, and two that look for many."""
 CONNECT_WITHIN: Final = 5
 """Seconds; a server may accept a connection and then say nothing."""
 BUSY_WITHIN: Final = 8
 """Seconds a writer waits while another process writes to the same SQLite file."""
+FRESH: Final = 1.0
+"""Seconds for which a connection is taken to be well that was heard of, unless it is closed."""
 LOOK_EVERY: Final = 0.001
 """Seconds from one look at its lock to the next."""
 POSTGRESQL_OPTIONS: Final = {
@@ -54,17 +58,30 @@ def patience(until: float) -> Iterator[None]:
 class _Connection(psycopg.Connection[Any]):
     """A connection that is given up with its thread's patience."""
 
+    heard_at = -math.inf
+    """By `time.monotonic`."""
+
+    def seems_well(self) -> bool:
+        """Whether it was heard of a moment ago, and its server has not said goodbye since."""
+        if time.monotonic() - self.heard_at > FRESH:
+            return False
+        unasked = select.poll()
+        unasked.register(self.fileno(), select.POLLIN)
+        return not unasked.poll(0)
+
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """Wait for the server's answer, as psycopg does in all that it sends."""
         until = _until.get()
         if until is not None:
             timeout = max(0.0, until - time.monotonic())
         try:
-            return super().wait(gen, interval, timeout)
+            answer = super().wait(gen, interval, timeout)
         except psycopg.errors._WaitTimeout as error:
             # The answer may still come; nothing else may be asked here.
             self.pgconn.finish()
             raise psycopg.OperationalError("the server did not answer in time") from error
+        self.heard_at = time.monotonic()
+        return answer
 
 
 def open_engine(url: str) -> Engine:
@@ -86,6 +103,9 @@ def open_engine(url: str) -> Engine:
         event.listen(engine, "begin", _begin_sqlite)
     else:
         event.listen(engine, "do_connect", _connect_postgresql)
+        # SQLAlchemy would ask before each transaction, which takes a round trip.
+        dialect: Any = engine.dialect
+        dialect.do_ping = partial(_ping, dialect.do_ping)
     return engine
 
 
@@ -130,3 +150,7 @@ def _connect_postgresql(_: Any, __: Any, arguments: list[Any], options: dict[str
     left = CONNECT_WITHIN if until is None else math.ceil(until - time.monotonic())
     within = max(1, min(left, CONNECT_WITHIN))
     return _Connection.connect(*arguments, **{"connect_timeout": within, **options})
+
+
+def _ping(ask: Callable[[_Connection], bool], connection: _Connection) -> bool:
+    return connection.seems_well() or ask(connection)

@@ -222,12 +222,12 @@ def _charge(session: Session, job: Job, cost: int) -> None:
 
 def begin(
     session: Session, job_ids: Sequence[str], *guards: ColumnElement[bool], **columns: Any
-) -> list[Job]:
-    """Let those of these jobs begin for which the guards hold, and return them: `move` for many."""
-    to = JobStatus.IN_PROGRESS
-    change, named = moving.statement(job_ids, to, guards, attempt=None, columns=columns)
+) -> list[tuple[Job, bytes | None]]:
+    """Let those of these begin for which the guards hold; each, and what it was asked, if kept."""
+    change, named = moving.statement(job_ids, JobStatus.IN_PROGRESS, guards, columns=columns)
     session.flush()
-    return [rows.load(session, Job, row[1:]) for row in session.connection().execute(change, named)]
+    begun = session.connection().execute(change, named)
+    return [(rows.load(session, Job, row), asked) for asked, *row in begun]
 
 
 def end_waiting(

@@ -25,9 +25,6 @@ from shared.tables import Attempt, Job, JobContent, Worker
 _NEXT: Final = col(Job.attempt) + 1
 _NOW: Final = database_now()
 _SLOTS: Final = select(func.sum(Worker.slots)).where(col(Worker.alive))
-_ASKED: Final = select(JobContent.job_id, JobContent.request).where(
-    col(JobContent.job_id).in_(bindparam("ours", expanding=True))
-)
 KEEP: Final = update(JobContent).where(col(JobContent.job_id) == bindparam("ours"))
 _TRIED: Final = update(Attempt).where(
     col(Attempt.job_id) == bindparam("ours"), col(Attempt.number) == bindparam("this")
@@ -193,20 +190,19 @@ def _claim(session: Session, job_ids: Sequence[str], worker_id: str) -> list[Cla
         run_at=None,
     )
     blank = {**rows.blank(Attempt), "worker_id": worker_id, "started_at": clock.now()}
-    tried = ({**blank, "job_id": job.id, "number": job.attempt} for job in begun)
+    tried = ({**blank, "job_id": job.id, "number": job.attempt} for job, _ in begun)
     rows.insert(session.connection(), Attempt, tried)
     if len(begun) < len(job_ids):
-        new = {job.id for job in begun}
-        begun += _held_by(session, [each for each in job_ids if each not in new], worker_id)
-    found = session.connection().execute(_ASKED, {"ours": [job.id for job in begun]})
-    asked = {job_id: request for job_id, request in found}
+        new = {job.id for job, _ in begun}
+        before = _held_by(session, [each for each in job_ids if each not in new], worker_id)
+        begun += [(job, None) for job in before]
     return [
         Claim(
             Lease(job.id, job.attempt, worker_id),
             job,
-            asked.get(job.id) or jobs.content(session, job.id).request,
+            asked or jobs.content(session, job.id).request,
         )
-        for job in begun
+        for job, asked in begun
     ]
 
 

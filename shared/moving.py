@@ -8,16 +8,17 @@ from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Executable, SQLColumnExpression, bindparam, false, or_, update
-from sqlmodel import col
+from sqlmodel import col, select
 
 from shared import events, rows
 from shared.clock import database_now
 from shared.lifecycle import TERMINAL, JobStatus, leading_to
-from shared.tables import Job
+from shared.tables import Job, JobContent
 
 NEW: Final = "new_"
 """Before a column's name: the parameter with its new value."""
 _NOW: Final = database_now()
+_REQUEST: Final = select(col(JobContent.request)).where(col(JobContent.job_id) == col(Job.id))
 
 
 def statement(
@@ -25,15 +26,15 @@ def statement(
     to: JobStatus,
     guards: tuple[ColumnElement[bool], ...],
     *,
-    attempt: int | None,
+    attempt: int | None = None,
     columns: Mapping[str, Any],
     whole: bool = True,
 ) -> tuple[Executable, dict[str, Any]]:
     """The UPDATE of a job, or of several, and its parameters; with an `attempt`, of one that is in
     the midst of it.
 
-    It returns whether its account has an endpoint that is told of its end, and all of the job's
-    columns, or only its id unless `whole`.
+    It returns what was asked (`asked`) if it begins, or whether its account has an endpoint that is
+    told of its end (`wanted`); then all of the job's columns, or only its id unless `whole`.
     """
     if to in TERMINAL:
         columns = {"completed_at": _NOW, **columns, "status_reason": None}
@@ -68,11 +69,13 @@ def _built(
         # A job that was taken away and waits still has the number of its last attempt.
         running = col(Job.status) == JobStatus.IN_PROGRESS.value
         conditions += [running, col(Job.attempt) == bindparam("fence")]
-    told = events.wanted() if to in TERMINAL else false()
+    beside = (events.wanted() if to in TERMINAL else false()).label("wanted")
+    if to == JobStatus.IN_PROGRESS:
+        beside = _REQUEST.scalar_subquery().label("asked")
     columns = {**dict(reckoned), **{name.removeprefix(NEW): bindparam(name) for name in given}}
     return (
         update(Job)
         .where(*conditions)
         .values(status=to.value, **columns)
-        .returning(told.label("wanted"), *(rows.columns(Job) if whole else [col(Job.id)]))
+        .returning(beside, *(rows.columns(Job) if whole else [col(Job.id)]))
     )

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from sqlalchemy import JSON, ColumnElement, Connection, Dialect, Select, bindparam, inspect, select
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import make_transient_to_detached
 from sqlalchemy.orm.attributes import instance_state, manager_of_class
 from sqlmodel import Session, SQLModel
+
+from shared import prepared
 
 T = TypeVar("T", bound=SQLModel)
 
@@ -91,15 +92,13 @@ def _row(layout: _Layout, values: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _copy(connection: Connection, statement: str, made: Sequence[tuple[Any, ...]]) -> None:
-    driver: Any = connection.connection.driver_connection
-    errors: Any = connection.dialect.dbapi
-    try:
-        with driver.cursor() as cursor, cursor.copy(statement) as copy:
-            for row in made:
-                copy.write_row(row)
-    except errors.Error as error:  # as SQLAlchemy's own statements raise it
-        told: Any = DBAPIError.instance(statement, None, error, errors.Error)
-        raise told from error
+    with (
+        prepared.driver_of(connection, statement) as driver,
+        driver.cursor() as cursor,
+        cursor.copy(statement) as copy,
+    ):
+        for row in made:
+            copy.write_row(row)
 
 
 def get(session: Session, kind: type[T], row_id: str) -> T | None:

@@ -253,6 +253,28 @@ async def test_looks_that_wait_for_another_are_one(tx: Transactions) -> None:
     assert await tx.read(ids_in) == []
 
 
+async def test_a_long_look_delays_only_its_like(tx: Transactions) -> None:
+    """Others are answered meanwhile; those that wait for it are one."""
+    gate, asked = Gate(), list[list[int]]()
+
+    def slow(session: Session, numbers: list[int]) -> list[int]:
+        asked.append(numbers)
+        if 1 in numbers:
+            gate(session)
+        return numbers
+
+    held = asyncio.create_task(tx.look(slow, 1, long=True))
+    await asyncio.to_thread(gate.entered.wait, WITHIN)
+    calls = [asyncio.create_task(tx.look(slow, number, long=True)) for number in (2, 3)]
+    await asyncio.sleep(0)
+
+    assert await tx.look(lambda _, items: items, 0) == 0
+    assert not held.done()
+    gate.open.set()
+    assert await asyncio.gather(held, *calls) == [1, 2, 3]
+    assert asked == [[1], [2, 3]]
+
+
 async def test_a_look_that_fails_is_tried_for_each_alone(tx: Transactions) -> None:
     """Its neighbours have their answers."""
     gate = Gate()
@@ -352,6 +374,24 @@ async def test_a_connection_that_is_cut_is_unavailable_then_replaced(
         assert ids_in(session) == kept
     job = await tx(submitted)
     assert await tx.read(ids_in) == [*kept, job.id]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_connection_that_is_cut_while_nobody_uses_it_is_replaced_unseen(
+    sessions: Sessions, tx: Transactions
+) -> None:
+    """Though it was used a moment ago, and is not asked each time."""
+
+    def number(session: Session) -> int:
+        return int(session.connection().execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+    before = await tx(number)
+    assert await tx(number) == before
+    with sessions() as other:
+        gone = text(f"SELECT pg_terminate_backend({before}, 5000)")
+        assert other.connection().execute(gone).scalar_one()
+
+    assert await tx(number) != before
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
