@@ -20,21 +20,30 @@ from bench.service import Service
 TASKS: Final = 3_000
 QUEUE: Final = "celery"
 BROKER: Final = "BENCH_BROKER"
-app = Celery("bench.celery_floor", broker=os.environ.get(BROKER), set_as_current=False)
-app.conf.update(
-    result_backend_thread_safe=True, task_ignore_result=True, worker_prefetch_multiplier=4
-)
 
 
-@app.task(name="nothing")  # type: ignore[untyped-decorator]
-def nothing(job_id: str) -> None:
-    """What costs nothing but Celery."""
+def connect(broker: str | None) -> Celery:
+    """An app that knows one task, which costs nothing but Celery."""
+    app = Celery("bench.celery_floor", broker=broker, set_as_current=False)
+    app.conf.update(
+        result_backend_thread_safe=True, task_ignore_result=True, worker_prefetch_multiplier=4
+    )
+
+    @app.task(name="nothing", shared=False)  # type: ignore[untyped-decorator]
+    def nothing(job_id: str) -> None:
+        pass
+
+    return app
+
+
+app = connect(os.environ.get(BROKER))
+"""The worker's."""
 
 
 def figures(service: Service) -> list[Figure]:
     """How many tasks a second go in from one process, and out through a worker of 200 threads."""
     redis_url = service.stack.redis_url
-    app.conf.broker_url = redis_url
+    nothing = connect(redis_url).tasks["nothing"]
     redis = Redis.from_url(redis_url)
     began, spent = time.perf_counter(), time.process_time()
     for number in range(TASKS):
