@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import Sized
 from typing import Final
 
-TURN: Final = 0.0006
-"""Seconds between two readings for each job in hand: no more than 1,700 in a second."""
-SHORTEST, LONGEST = 0.01, 0.1
+TURN: Final = 0.001
+"""Seconds between two readings for each job in hand: no more than a thousand in a second."""
+SHORTEST, LONGEST = 0.017, 0.1
 """Seconds between two readings of one job: less is not worth a timer, more would be seen."""
 GAP: Final = 0.25
 """Turns between two writes to Redis: words that come alone have company there."""

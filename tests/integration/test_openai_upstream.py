@@ -605,6 +605,29 @@ def test_a_reader_that_takes_its_time_is_not_the_upstreams_silence(fake: Scripte
     assert uvloop.run(dawdle()) == 63
 
 
+def test_a_connection_that_breaks_while_its_reader_is_busy_is_noticed_afterwards(
+    fake: ScriptedUpstream,
+) -> None:
+    """Nobody reads meanwhile, so nobody hears of it; what was said before it may be heard."""
+    fake.script("brief", Say("One two", every=0.02), Reset())
+
+    async def look_away() -> str | None:
+        async with opened(OpenAIUpstream, at(fake.base_url)) as upstream:
+            stream = upstream.stream(ASKED, model="brief")
+            await anext(stream)
+            await asyncio.to_thread(
+                fake.wait_until, lambda fake: fake.calls_of("brief")[-1].finished
+            )
+            try:
+                async for _ in stream:
+                    pass
+            except UpstreamDisconnected as error:
+                return error.code
+        return None
+
+    assert uvloop.run(look_away()) == "upstream_disconnected"
+
+
 # Cancelling.
 
 

@@ -1,8 +1,8 @@
 """One streamed call over HTTP, the same for every dialect: opened, read against time, refused."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
 from typing import Final, Protocol
@@ -88,7 +88,8 @@ class Caller:
             while True:
                 deltas = reader.feed(piece)
                 if deltas:
-                    yield deltas
+                    with _unread(response):
+                        yield deltas
                 if reader.failure is not None:
                     raise reader.failure
                 if reader.done or not piece:
@@ -185,6 +186,20 @@ class _Silence:
             self._response.close()
         else:
             self._timer = self._loop.call_later(self._limit - waited, self._look)
+
+
+@contextmanager
+def _unread(response: aiohttp.ClientResponse) -> Iterator[None]:
+    """What the upstream says meanwhile waits in the system, and comes as one: each read has its
+    price, whoever waits for it. Whoever leaves closes the connection."""
+    connection = response.connection
+    if connection is None or (transport := connection.transport) is None:  # all of it is here
+        yield
+        return
+    transport.pause_reading()
+    yield
+    if not transport.is_closing():
+        transport.resume_reading()
 
 
 def _timeout(what: str, limit: timedelta) -> UpstreamTimeout:
