@@ -26,7 +26,7 @@ from tests.valkey import free_port
 KEY: Final = "sk-bench"
 HOME: Final = ROOT / ".peers"
 NODE_20: Final = HOME / "node-20"
-"""What Portkey's image has; with Node 24 a request costs it half, and a word a tenth less."""
+"""What Portkey's image has; with Node 24 a request costs it two thirds, a word five sixths."""
 STARTS_WITHIN: Final = 150.0
 
 
