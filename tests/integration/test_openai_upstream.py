@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -43,6 +44,7 @@ from tests.fakes.upstream import (
     Tool,
     Usage,
     Wait,
+    WaitFor,
     Whole,
 )
 from tests.hearing import HASTY, KEY, PATIENT, Heard, failure, hear, listen, opened
@@ -737,9 +739,21 @@ def test_hundreds_of_streams_run_side_by_side(fake: ScriptedUpstream) -> None:
 
 def test_a_word_is_heard_before_the_next_is_said(fake: ScriptedUpstream) -> None:
     """Nothing waits for company: a delta leaves the adapter as it arrives."""
-    reads = ask(fake.base_url, "say-10-d5ms").reads
+    heard = [threading.Event() for _ in range(3)]
+    fake.script("polite", *(step for each in heard for step in (Say("Yes."), WaitFor(each))))
 
-    assert len(reads) >= 9
+    async def answer() -> list[str]:
+        said = []
+        async with (
+            opened(OpenAIUpstream, at(fake.base_url)) as upstream,
+            aclosing(upstream.stream(ASKED, model="polite")) as stream,
+        ):
+            for each in heard:
+                said.append((await anext(stream))[-1].choices[0]["delta"]["content"])
+                each.set()
+        return said
+
+    assert uvloop.run(answer()) == ["Yes."] * 3
 
 
 def test_the_scripted_upstream_tells_other_processes_what_it_was_asked(
