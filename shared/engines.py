@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import orjson
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 
@@ -68,6 +69,17 @@ class _Connection(psycopg.Connection[Any]):
         unasked = select.poll()
         unasked.register(self.fileno(), select.POLLIN)
         return not unasked.poll(0)
+
+    def rollback(self) -> None:
+        """Undo the transaction; what is prepared stays so, unless a statement has failed.
+
+        psycopg would drop it all, as if a table might come back another, with every read's end.
+        """
+        if self.pgconn.transaction_status != TransactionStatus.INTRANS:
+            super().rollback()
+            return
+        with self.lock:
+            self.wait(self._exec_command(b"ROLLBACK"))
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """Wait for the server's answer, as psycopg does in all that it sends."""

@@ -2,7 +2,7 @@
 
 import pytest
 from sqlalchemy import bindparam, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, NotSupportedError
 from sqlmodel import col
 
 from shared import prepared
@@ -15,6 +15,9 @@ RENAMED = (
     .values(model=bindparam("named"))
     .returning(col(Job.model), col(Job.id))
 )
+
+OFTEN = 9
+"""Times after which the driver has prepared a statement."""
 
 
 @pytest.mark.parametrize("many", [1, 3])
@@ -38,3 +41,34 @@ def test_what_each_raises_is_what_sqlalchemy_raises(sessions: Sessions, many: in
         with pytest.raises(IntegrityError):
             prepared.each(session.connection(), RENAMED, named)
         session.rollback()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_what_the_server_has_prepared_outlives_a_read(sessions: Sessions) -> None:
+    """Every read is undone in the end, and a writer may have the connection next."""
+    with sessions.engine.connect() as connection:
+        for _ in range(OFTEN):
+            connection.exec_driver_sql("SELECT 1")
+        connection.rollback()
+
+        known = "SELECT count(*) FROM pg_prepared_statements WHERE statement = 'SELECT 1'"
+        assert connection.exec_driver_sql(known).scalar_one() == 1
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_what_no_longer_fits_is_prepared_anew(sessions: Sessions) -> None:
+    """A newer release may have changed a table under a connection that lives on."""
+    everything = "SELECT * FROM catalogues"
+    with sessions.engine.connect() as connection, sessions.engine.connect() as other:
+        other.exec_driver_sql("CREATE TABLE catalogues (name text)")
+        other.commit()
+        for _ in range(OFTEN):
+            connection.exec_driver_sql(everything)
+        connection.rollback()
+        other.exec_driver_sql("ALTER TABLE catalogues ADD COLUMN price int")
+        other.commit()
+
+        with pytest.raises(NotSupportedError):
+            connection.exec_driver_sql(everything)
+        connection.rollback()
+        assert connection.exec_driver_sql(everything).keys() == ["name", "price"]
