@@ -104,6 +104,8 @@ def open_engine(url: str) -> Engine:
         json_serializer=lambda value: orjson.dumps(value).decode(),
         json_deserializer=orjson.loads,
         pool_size=POOL_SIZE,
+        # One in turn with the others would be cold: each has statements and pages of its own.
+        pool_use_lifo=True,
         pool_pre_ping=not sqlite,
         # SQLite's driver must not open transactions by itself: `begin` below says which kind.
         connect_args={"timeout": BUSY_WITHIN, "isolation_level": None}

@@ -72,3 +72,12 @@ def test_what_no_longer_fits_is_prepared_anew(sessions: Sessions) -> None:
             connection.exec_driver_sql(everything)
         connection.rollback()
         assert connection.exec_driver_sql(everything).keys() == ["name", "price"]
+
+
+def test_the_connection_that_was_used_last_is_used_next(sessions: Sessions) -> None:
+    """It has everything prepared, and what it read at hand."""
+    with sessions.engine.connect() as last, sessions.engine.connect():
+        used = last.connection.driver_connection
+
+    with sessions.engine.connect() as connection:
+        assert connection.connection.driver_connection is used
