@@ -1,4 +1,4 @@
-"""Jobs: submit, find, cancel, delete. A status changes in `move`, `begin` and `end_waiting`."""
+"""Jobs: submit, find, cancel, delete. A status changes in `move`, `end_waiting`, `moving.begin`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -218,16 +218,6 @@ def _charge(session: Session, job: Job, cost: int) -> None:
     set_committed_value(job, "unpaid", lacking)
     named = {"moved": job.id, "charged": charged, "lacking": lacking}
     session.connection().execute(_CHARGED, named)
-
-
-def begin(
-    session: Session, job_ids: Sequence[str], *guards: ColumnElement[bool], **columns: Any
-) -> list[tuple[Job, bytes | None]]:
-    """Let those of these begin for which the guards hold; each, and what it was asked, if kept."""
-    change, named = moving.statement(job_ids, JobStatus.IN_PROGRESS, guards, columns=columns)
-    session.flush()
-    begun = session.connection().execute(change, named)
-    return [(rows.load(session, Job, row), asked) for asked, *row in begun]
 
 
 def end_waiting(

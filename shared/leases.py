@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import JSON, BigInteger, ColumnElement, bindparam, exists, func, update
 from sqlmodel import Session, col, select
 
-from shared import clock, ids, jobs, rows, streams
+from shared import clock, ids, jobs, moving, streams
 from shared.clock import database_now
 from shared.errors import Fault, IllegalTransition
 from shared.jobs import Lease
@@ -178,7 +178,7 @@ def claim_all(session: Session, wanted: Sequence[tuple[str, str]]) -> list[Claim
 
 
 def _claim(session: Session, job_ids: Sequence[str], worker_id: str) -> list[Claim]:
-    begun = jobs.begin(
+    begun = moving.begin(
         session,
         job_ids,
         *_claimable(worker_id),
@@ -189,9 +189,6 @@ def _claim(session: Session, job_ids: Sequence[str], worker_id: str) -> list[Cla
         hinted_at=None,
         run_at=None,
     )
-    blank = {**rows.blank(Attempt), "worker_id": worker_id, "started_at": clock.now()}
-    tried = ({**blank, "job_id": job.id, "number": job.attempt} for job, _ in begun)
-    rows.insert(session.connection(), Attempt, tried)
     if len(begun) < len(job_ids):
         new = {job.id for job, _ in begun}
         before = _held_by(session, [each for each in job_ids if each not in new], worker_id)

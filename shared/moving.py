@@ -1,23 +1,35 @@
 """The UPDATE that moves a job, kept for each kind of move: to build it takes longer than to run it.
 
-`jobs` runs it, and `completing`.
+`jobs` runs it, and `completing`; jobs begin here.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Executable, SQLColumnExpression, bindparam, false, or_, update
-from sqlmodel import col, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Executable,
+    SQLColumnExpression,
+    bindparam,
+    false,
+    insert,
+    or_,
+    update,
+)
+from sqlmodel import Session, col, select
 
-from shared import events, rows
+from shared import clock, events, rows
 from shared.clock import database_now
 from shared.lifecycle import TERMINAL, JobStatus, leading_to
-from shared.tables import Job, JobContent
+from shared.tables import Attempt, Job, JobContent
 
 NEW: Final = "new_"
 """Before a column's name: the parameter with its new value."""
 _NOW: Final = database_now()
+_TRY: Final = ["job_id", "number", "worker_id", "started_at"]
+"""What an attempt begins with."""
 _REQUEST: Final = select(col(JobContent.request)).where(col(JobContent.job_id) == col(Job.id))
 
 
@@ -79,3 +91,37 @@ def _built(
         .values(status=to.value, **columns)
         .returning(beside, *(rows.columns(Job) if whole else [col(Job.id)]))
     )
+
+
+def begin(
+    session: Session, job_ids: Sequence[str], *guards: ColumnElement[bool], **columns: Any
+) -> list[tuple[Job, bytes | None]]:
+    """Let those of these begin for which the guards hold, and enter their attempts.
+
+    Returns each, and what it was asked, if that is kept.
+    """
+    moved = job_ids[0] if len(job_ids) == 1 else job_ids  # a list is written out each time
+    change, named = statement(moved, JobStatus.IN_PROGRESS, guards, columns=columns)
+    session.flush()
+    connection, now = session.connection(), clock.now()
+    at_once = connection.dialect.name == "postgresql"
+    if at_once:
+        change, named = _entering(change), {**named, "begun_at": now}
+    found = connection.execute(change, named)
+    begun = [(rows.load(session, Job, row), asked) for asked, *row in found]
+    if not at_once:
+        tries = ((job.id, job.attempt, job.worker_id, now) for job, _ in begun)
+        blank = rows.blank(Attempt)
+        entered = ({**blank, **dict(zip(_TRY, each, strict=True))} for each in tries)
+        rows.insert(connection, Attempt, entered)
+    return begun
+
+
+@lru_cache
+def _entering(beginning: Any) -> Executable:
+    """The UPDATE of jobs that begin, and in the same statement the rows of their attempts."""
+    begun = beginning.cte("begun")
+    now = bindparam("begun_at", type_=BigInteger)
+    row = select(begun.c.id, begun.c.attempt, begun.c.worker_id, now)
+    tried = insert(Attempt).from_select(_TRY, row, include_defaults=False)
+    return select(begun).add_cte(tried.cte("tried"))
