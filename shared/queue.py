@@ -154,7 +154,7 @@ class Hints:
         self._waiting: SimpleQueue[tuple[Lane, Sequence[str], int] | None] = SimpleQueue()
         self._capacity = capacity
         self._connection: Connection | None = None
-        self._client: Any = None
+        self._redis: Any = None
         self._keep_up = False
         """The workers empty the interactive queue as fast as it fills."""
         self._away = False
@@ -226,11 +226,13 @@ class Hints:
                 return
 
     def _publish(self, hints: list[Hint]) -> None:
-        client = self._client or self._open()
-        with client.pipeline(transaction=False) as pipe:
-            for lane, job_ids, options in hints:
-                pipe.lpush(lane.value, messages.hint(RUN_JOB, job_ids, options, lane.value))
-            lengths = pipe.execute()
+        redis = self._redis or self._open()
+        commands = [
+            ("LPUSH", queue_key(lane.value), messages.hint(RUN_JOB, job_ids, options, lane.value))
+            for lane, job_ids, options in hints
+        ]
+        redis.send_packed_command(redis.pack_commands(commands))
+        lengths = [redis.read_response() for _ in commands]
         if hints[-1].lane == Lane.INTERACTIVE:
             self._keep_up = lengths[-1] <= SHORT
 
@@ -239,11 +241,12 @@ class Hints:
         # Kombu's own patience is endless; ours is one more try.
         self._connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
         channel: Any = self._connection.default_channel
-        self._client = channel.client
-        return self._client
+        # A client's pipeline takes longer than the round trip.
+        self._redis = channel.pool.get_connection()
+        return self._redis
 
     def _disconnect(self) -> None:
-        connection, self._connection, self._client = self._connection, None, None
+        connection, self._connection, self._redis = self._connection, None, None
         if connection is not None:
             try:
                 connection.release()  # type: ignore[no-untyped-call]
