@@ -247,7 +247,8 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
         got = False
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(within):
+                # Most find one at once, without a timer.
+                async with asyncio.timeout(within) if self._slots.locked() else nullcontext():
                     got = await self._slots.acquire()
             yield got
         finally:
