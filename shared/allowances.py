@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 from shared.clock import database_now
 from shared.errors import KeyLimitReached
 from shared.prices import NANO, shown
-from shared.tables import ApiKey, Job, LedgerEntry
+from shared.tables import ApiKey, LedgerEntry
 
 DAY: Final = "day"
 
@@ -50,18 +50,13 @@ def left(session: Session, key_id: str | None) -> int | None:
     return max(0, (key.credit_limit or 0) - (key.spent if key.spent_since >= since else 0))
 
 
-def give_back_all(session: Session, given: Sequence[tuple[str, str, int]]) -> None:
-    """The same as `give_back` for many: by key and job, how many nano-credits."""
-    if named := [{"key": key_id, "job": job_id, "nano": nano} for key_id, job_id, nano in given]:
-        session.connection().execute(_given_back(session.get_bind().dialect.name), named)
+def give_back(session: Session, given: Sequence[tuple[str, str, int]]) -> None:
+    """Count no longer what was held for jobs that have ended, and not charged: by key and job, how
+    many nano-credits.
 
-
-def give_back(session: Session, job: Job, nano: int) -> None:
-    """Count no longer what was held for a job that has ended, and not charged.
-
-    It counts in the period in which it was held, and in none if that is over.
+    Each counts in the period in which it was held, and in none if that is over.
     """
-    named = {"key": job.key_id, "job": job.id, "nano": nano}
+    named = [{"key": key_id, "job": job_id, "nano": nano} for key_id, job_id, nano in given]
     session.connection().execute(_given_back(session.get_bind().dialect.name), named)
 
 

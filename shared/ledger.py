@@ -27,6 +27,10 @@ HELD_FOR = timedelta(seconds=5)
 """After which it is worth asking again when what is missing is only set aside."""
 
 # Every job that costs something needs these, and to build them takes longer than to run them.
+_LIMITED: Final = exists(col(ApiKey.id)).where(
+    col(ApiKey.id) == bindparam("key"), col(ApiKey.credit_limit).is_not(None)
+)
+"""Whether the key has an allowance of its own."""
 _HOLD: Final = (
     update(Account)
     .where(col(Account.id) == bindparam("account"), col(Account.credits) >= bindparam("wanted"))
@@ -34,12 +38,7 @@ _HOLD: Final = (
         credits=col(Account.credits) - bindparam("wanted"),
         held=col(Account.held) + bindparam("wanted"),
     )
-    .returning(
-        database_now(),
-        exists(col(ApiKey.id)).where(
-            col(ApiKey.id) == bindparam("key"), col(ApiKey.credit_limit).is_not(None)
-        ),
-    )
+    .returning(database_now(), _LIMITED)
 )
 _RELEASE: Final = (
     update(Account)
@@ -48,6 +47,7 @@ _RELEASE: Final = (
         credits=col(Account.credits) + bindparam("back"),
         held=col(Account.held) - bindparam("released"),
     )
+    .returning(_LIMITED)
 )
 
 
@@ -144,9 +144,9 @@ def settle(session: Session, job: Job, cost: int) -> int:
         if charged < cost:
             log.warning("used_more_than_paid", job_id=job.id, nano_credits=cost - charged)
     moved = {"account": job.account_id, "back": job.held - charged, "released": job.held}
-    session.connection().execute(_RELEASE, moved)
-    if job.key_id is not None and job.held != charged:
-        allowances.give_back(session, job, job.held - charged)
+    limited = session.connection().execute(_RELEASE, {**moved, "key": job.key_id}).scalar_one()
+    if limited and job.key_id is not None:
+        allowances.give_back(session, [(job.key_id, job.id, job.held - charged)])
     charge = [(job.id, CHARGE, -charged)] if charged else []
     _enter(session, job.account_id, [(job.id, RELEASE, job.held), *charge])
     return charged
@@ -158,12 +158,17 @@ def settle_all(session: Session, ended: Sequence[Settled]) -> None:
         return
     account_id = ended[0].account_id
     released, back = sum(one.held for one in ended), sum(one.held - one.charged for one in ended)
-    moved = {"account": account_id, "back": back, "released": released}
-    session.connection().execute(_RELEASE, moved)
-    allowances.give_back_all(
-        session,
-        [(one.key_id, one.job_id, one.held - one.charged) for one in ended if one.key_id],
-    )
+    given = [(one.key_id, one.job_id, one.held - one.charged) for one in ended if one.key_id]
+    of_keys = {key_id for key_id, _, _ in given}
+    moved = {
+        "account": account_id,
+        "back": back,
+        "released": released,
+        "key": max(of_keys, default=None),
+    }
+    limited = session.connection().execute(_RELEASE, moved).scalar_one()
+    if limited or len(of_keys) > 1:  # mostly they are one key's, which has none
+        allowances.give_back(session, given)
     entries = [(one.job_id, RELEASE, one.held) for one in ended]
     entries += [(one.job_id, CHARGE, -one.charged) for one in ended if one.charged]
     _enter(session, account_id, entries)

@@ -5,8 +5,10 @@ from datetime import UTC, datetime
 import pytest
 from sqlmodel import Session, col, select
 
-from shared import accounts, allowances, jobs, keys, leases, ledger
+from shared import accounts, allowances, completing, jobs, keys, leases, ledger
+from shared.completing import Done
 from shared.errors import KeyLimitReached
+from shared.lifecycle import JobStatus
 from shared.outcomes import Completed, Said
 from shared.prices import NANO
 from shared.tables import ApiKey, Job, LedgerEntry
@@ -18,7 +20,7 @@ PRICES = {"test": ["1000", "1000", "1000", "2000"]}
 SAID = Said(usage={"prompt_tokens": 100, "completion_tokens": 50}, model="test")
 
 
-def allowed(session: Session, nano: int, period: str | None = None) -> str:
+def allowed(session: Session, nano: int | None, period: str | None = None) -> str:
     """A key that may spend so much, of an account that could spend far more."""
     key, _ = keys.create(session, account="ours")
     ledger.grant(session, accounts.ensure(session, "ours").id, 100 * HOLD, note="test")
@@ -58,6 +60,22 @@ def test_a_key_spends_no_more_than_it_may(sessions: Sessions) -> None:
         assert spent(session, key_id) == COST
         priced(session, key_id)
         assert spent(session, key_id) == HOLD + COST
+
+
+@pytest.mark.parametrize("limits", [[HOLD], [HOLD, None], [None, HOLD], [HOLD, HOLD]])
+def test_jobs_that_end_together_give_back_to_their_keys(
+    sessions: Sessions, limits: list[int | None]
+) -> None:
+    """To each that has an allowance what its own job did not take."""
+    with sessions() as session:
+        key_ids = [allowed(session, limit) for limit in limits]
+        wanted = [(priced(session, key_id).id, worker(session)) for key_id in key_ids]
+        claims = [claim for claim in leases.claim_all(session, wanted) if claim is not None]
+        done = [Done(claim.lease, Completed(SAID), claim.job) for claim in claims]
+        assert completing.settle(session, done) == [JobStatus.COMPLETED] * len(limits)
+
+        counted = [spent(session, key_id) for key_id in key_ids]
+        assert counted == [0 if limit is None else COST for limit in limits]
 
 
 def test_races_for_an_allowance_have_as_many_winners_as_it_has_room_for(sessions: Sessions) -> None:
