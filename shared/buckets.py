@@ -79,10 +79,13 @@ async def put_right(redis: Redis, ended: Iterable[Job]) -> None:
     counted = [(job, total) for job in ended if (total := noted(job)) is not None]
     if not counted:
         return
+    keys = [_key(job.account_id, job.id) for job, _ in counted]
     try:
         async with streams.promptly(), redis.pipeline(transaction=False) as pipe:
-            for job, _ in counted:  # whoever gets a note is the only one who does
-                pipe.getdel(_key(job.account_id, job.id))
+            if not any(await redis.mget(keys)):  # mostly nothing was set aside
+                return
+            for key in keys:  # whoever gets a note is the only one who does
+                pipe.getdel(key)
             notes = await pipe.execute()
             for (_, total), written in zip(counted, notes, strict=True):
                 if written is not None:

@@ -41,8 +41,6 @@ log = structlog.get_logger()
 
 UNREAD_EVERY = 1.0
 """Seconds between two appends of a job that nobody asked to stream."""
-CLOSE_WITHIN = 10.0
-"""Seconds to get the end into the log; after that readers learn it from the row."""
 WITHOUT_REDIS = timedelta(seconds=5)
 """How long a job waits whose log could not be opened, so that it does not come and go in a loop."""
 FALL_BACK_WITHIN = 60.0
@@ -319,9 +317,5 @@ async def _tell(bench: Bench, running: Running, job: Job | None) -> None:
         await endings.announce(bench.tx, bench.redis, job)
     else:
         end = streams.end_payload(job.status, error=job.error, usage=job.usage)
-        try:
-            async with asyncio.timeout(CLOSE_WITHIN):
-                await running.log.close(end)
-        except TimeoutError:
-            running.log.drop()
+        await running.log.close(end)
         bench.refunds.owed(job)

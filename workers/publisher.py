@@ -19,6 +19,8 @@ from workers.pace import Pace
 
 log = structlog.get_logger()
 
+CLOSE_WITHIN = 10.0
+"""Seconds to get the end into the log; after that readers learn it from the row."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between tries while Redis is away."""
 
@@ -77,7 +79,7 @@ class JobLog:
         self.wake()
 
     async def close(self, payload: bytes) -> None:
-        """Append what is left and the end, and return when it is in the log (or fenced)."""
+        """Append what is left and the end, and return when it is in the log, or given up."""
         if self.fenced.is_set():
             return
         if self._every and not self._known:  # it was over before anybody could have read it
@@ -91,7 +93,11 @@ class JobLog:
         self._publisher.hold(len(payload))
         self._idle.clear()
         self.wake()
-        await self._idle.wait()
+        try:
+            async with asyncio.timeout(CLOSE_WITHIN):
+                await self._idle.wait()
+        except TimeoutError:
+            self.drop()
 
     def drop(self) -> None:
         """Forget what was not sent, and send no more."""
