@@ -93,6 +93,7 @@ async def _attempt(bench: Bench, claim: Claim) -> bool:
     job = None if outcome is None else await _settle(bench, running, outcome)
     await _tell(bench, running, job)
     del bench.hands.running[claim.job.id]
+    running.log = None  # it knows how to stop us: a circle would stay until the collector finds it
     fell_back = isinstance(outcome, Retry) and outcome.target is not None
     return fell_back and job is not None and job.status not in TERMINAL
 

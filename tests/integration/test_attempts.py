@@ -1,7 +1,9 @@
 """One try at a job, from claim to settled row, against a scripted upstream and real stores."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -135,6 +137,19 @@ async def test_an_attempt_has_a_time_limit(
     assert row.error is not None
     assert (row.status, row.error["code"]) == ("failed", "upstream_timeout")
     assert row.deltas > 10
+
+
+async def test_an_attempt_that_has_ended_leaves_nothing_behind(shop: Shop) -> None:
+    """Nothing that only the collector would find, who would be busy with it all the time."""
+    job = await shop.submit(Say(pieces=["One"] * 20, every=0.01), stream=True)
+    gc.disable()
+    try:
+        task = await shop.begin(job)
+        said = weakref.finalize(shop.bench.hands.running[job.id].log, lambda: None)
+        await asyncio.wait_for(task, 10)
+        assert not said.alive
+    finally:
+        gc.enable()
 
 
 async def test_a_cancel_closes_the_upstream_at_once(shop: Shop) -> None:
