@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from shared import messages, queue
 from shared.lifecycle import Lane
 
-MOST: Final = 16
+MOST: Final = 32
 """Hints that are taken at once."""
 CLOSE: Final = 0.02
 """Seconds between two messages that belong to a queue: after a longer pause there is none to ask

@@ -23,6 +23,7 @@ from tests.factories import Sessions, job_in, submitted
 from tests.fakes.upstream import Say, ScriptedUpstream, WaitFor
 from tests.stack import QUICK_LEASES, Stack, eventually
 from tests.valkey import Valkey
+from workers.fetching import MOST
 
 BODY = b'{"messages":[{"role":"user","content":"Hello"}]}'
 INTERACTIVE = queue.queue_key(Lane.INTERACTIVE)
@@ -312,7 +313,7 @@ def test_hints_that_wait_are_taken_several_at_a_time(sqlite_shop: Shop) -> None:
     eventually(lambda: shop.completed(job_ids), 60)
 
     assert shop.tries(job_ids) == 100
-    assert 100 / 16 <= shop.calls() < 20
+    assert 100 / MOST <= shop.calls() < 20
 
 
 def test_no_more_hints_are_taken_than_there_is_room_for(sqlite_shop: Shop) -> None:
