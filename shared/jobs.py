@@ -341,7 +341,7 @@ def set_metadata(
     job.job_metadata = metadata
     session.execute(delete(JobMetadata).where(col(JobMetadata.job_id) == job.id))
     session.flush()
-    rows.insert(session.connection(), JobMetadata, _pairs(job.id, account_id, metadata or {}))
+    rows.insert(session.connection(), JobMetadata, _pairs(job.id, account_id, metadata))
     return job
 
 
@@ -383,6 +383,8 @@ def startable() -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _pairs(job_id: str, account_id: str, metadata: Mapping[str, str]) -> list[dict[str, str]]:
+def _pairs(
+    job_id: str, account_id: str, metadata: Mapping[str, str] | None
+) -> list[dict[str, str]]:
     ours = {"job_id": job_id, "account_id": account_id}
-    return [{**ours, "key": key, "value": value} for key, value in metadata.items()]
+    return [{**ours, "key": key, "value": value} for key, value in (metadata or {}).items()]

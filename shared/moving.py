@@ -98,7 +98,7 @@ def begin(
 ) -> list[tuple[Job, bytes | None]]:
     """Let those of these begin for which the guards hold, and enter their attempts.
 
-    Returns each, to be looked at, and what it was asked, if that is kept.
+    Returns each, and what it was asked, if that is kept.
     """
     moved = job_ids[0] if len(job_ids) == 1 else job_ids  # a list is written out each time
     change, named = statement(moved, JobStatus.IN_PROGRESS, guards, columns=columns)
@@ -108,9 +108,7 @@ def begin(
     if at_once:
         change, named = _entering(change), {**named, "begun_at": now}
     found = connection.execute(change, named)
-    session.expire_all()
-    names = rows.names(Job)
-    begun = [(rows.seen(Job, dict(zip(names, row, strict=True))), asked) for asked, *row in found]
+    begun = [(rows.load(session, Job, row), asked) for asked, *row in found]
     if not at_once:
         tries = ((job.id, job.attempt, job.worker_id, now) for job, _ in begun)
         blank = rows.blank(Attempt)
