@@ -145,7 +145,7 @@ def settle(session: Session, job: Job, cost: int) -> int:
             log.warning("used_more_than_paid", job_id=job.id, nano_credits=cost - charged)
     moved = {"account": job.account_id, "back": job.held - charged, "released": job.held}
     limited = session.connection().execute(_RELEASE, {**moved, "key": job.key_id}).scalar_one()
-    if limited and job.key_id is not None:
+    if limited and job.key_id is not None and job.held != charged:
         allowances.give_back(session, [(job.key_id, job.id, job.held - charged)])
     charge = [(job.id, CHARGE, -charged)] if charged else []
     _enter(session, job.account_id, [(job.id, RELEASE, job.held), *charge])

@@ -28,8 +28,6 @@ from shared.tables import Attempt, Job, JobContent
 NEW: Final = "new_"
 """Before a column's name: the parameter with its new value."""
 _NOW: Final = database_now()
-_TRY: Final = ["job_id", "number", "worker_id", "started_at"]
-"""What an attempt begins with."""
 _REQUEST: Final = select(col(JobContent.request)).where(col(JobContent.job_id) == col(Job.id))
 
 
@@ -110,10 +108,9 @@ def begin(
     found = connection.execute(change, named)
     begun = [(rows.load(session, Job, row), asked) for asked, *row in found]
     if not at_once:
-        tries = ((job.id, job.attempt, job.worker_id, now) for job, _ in begun)
-        blank = rows.blank(Attempt)
-        entered = ({**blank, **dict(zip(_TRY, each, strict=True))} for each in tries)
-        rows.insert(connection, Attempt, entered)
+        blank = {**rows.blank(Attempt), "worker_id": columns["worker_id"], "started_at": now}
+        tried = ({**blank, "job_id": job.id, "number": job.attempt} for job, _ in begun)
+        rows.insert(connection, Attempt, tried)
     return begun
 
 
@@ -123,5 +120,6 @@ def _entering(beginning: Any) -> Executable:
     begun = beginning.cte("begun")
     now = bindparam("begun_at", type_=BigInteger)
     row = select(begun.c.id, begun.c.attempt, begun.c.worker_id, now)
-    tried = insert(Attempt).from_select(_TRY, row, include_defaults=False)
+    names = ["job_id", "number", "worker_id", "started_at"]
+    tried = insert(Attempt).from_select(names, row, include_defaults=False)
     return select(begun).add_cte(tried.cte("tried"))
