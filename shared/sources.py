@@ -5,7 +5,7 @@ Sources are found by leaping through an index from one to the next, so that a mi
 cost no more than ten.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
@@ -142,30 +142,49 @@ def _oldest(lane: Lane | None) -> Select[Any]:
 
 @cache
 def _between(lane: Lane | None) -> Select[Any]:
-    """How many jobs of a source came since `:first` and before `:last`, counted up to `:most`."""
-    which, owner = _owned(lane)
-    theirs = (owner == bindparam("owner"), col(Job.model) == bindparam("model"))
+    """The first `:most` jobs of a source of those that came since `:first` and before `:last`."""
     since = (col(Job.id) >= bindparam("first"), col(Job.id) < bindparam("last"))
-    some = sqlalchemy.select(col(Job.id)).where(*which, *theirs, *since).limit(_MOST)
-    return sqlalchemy.select(func.count()).select_from(some.subquery())
+    return _oldest(lane).where(*since)
+
+
+@cache
+def _counted(lane: Lane | None) -> Select[Any]:
+    """How many they are."""
+    return sqlalchemy.select(func.count()).select_from(_between(lane).subquery())
 
 
 def between(
     session: Session, lane: Lane, source: Source, first: str, last: str, *, most: int
+) -> list[str]:
+    """The jobs of a source that came since the one and before the other, so many at most."""
+    return list(
+        _asked(session, _between, lane, source, first=first, last=last, most=most).scalars()
+    )
+
+
+def counted(
+    session: Session, lane: Lane, source: Source, first: str, last: str, *, most: int
 ) -> int:
-    """How many jobs of a source came since the one and before the other, counted so far."""
-    counted = _between(lane if source.batch_id is None else None)
-    owner = source.batch_id or source.account_id
-    named = {"owner": owner, "model": source.model, "first": first, "last": last, "most": most}
-    return int(session.connection().execute(counted, named).scalar_one())
+    """How many they are, counted so far."""
+    found = _asked(session, _counted, lane, source, first=first, last=last, most=most)
+    return int(found.scalar_one())
+
+
+def _asked(
+    session: Session,
+    statement: Callable[[Lane | None], Select[Any]],
+    lane: Lane,
+    source: Source,
+    **named: str | int,
+) -> Any:
+    theirs = {"owner": source.batch_id or source.account_id, "model": source.model}
+    run = session.connection().execute
+    return run(statement(lane if source.batch_id is None else None), {**theirs, **named})
 
 
 def next_of(session: Session, lane: Lane, places: Mapping[Source, int]) -> list[str]:
     """So many jobs of each source, the oldest first; marks nothing."""
     chosen: list[str] = []
     for source, most in places.items():
-        owner = source.batch_id or source.account_id
-        oldest = _oldest(lane if source.batch_id is None else None)
-        named = {"owner": owner, "model": source.model, "most": most}
-        chosen += session.execute(oldest, named).scalars()
+        chosen += _asked(session, _oldest, lane, source, most=most).scalars()
     return chosen

@@ -21,6 +21,8 @@ RANK_LIMIT: Final = 10_000
 """How far ahead of a job its place is counted."""
 FIRST_LOOK: Final = 10
 """Jobs of each source that are counted at first; ten times as many if that does not settle it."""
+FETCHED: Final = 1_000
+"""Ids at most that are fetched to tell several jobs their places; beyond that each is counted."""
 ONE_IN_TEN: Final = 1.28
 """Standard deviations that one in ten exceeds."""
 
@@ -70,7 +72,7 @@ def look(
         return None
     out = lately.of(("hinted", lane), lambda: hints.out(session, lane.value, RANK_LIMIT))
     ahead = min(RANK_LIMIT, out + waiting)
-    held_back = capped or _held_back(session, job)
+    held_back = capped or _held_back(session, job, lately)
     speed = _Speed(session, lane, lately, slots=lately)
     return Standing(ahead, None if held_back else speed.eta(ahead))
 
@@ -102,6 +104,12 @@ def look_each(
     session: Session, asked: Sequence[tuple[Job, bool]], *, lately: Lately
 ) -> list[Standing | None]:
     """Where jobs stand, each with whether it is capped: `look` for many."""
+    owned: dict[tuple[str, str, str | None], list[Job]] = {}
+    for job, _ in asked:
+        owned.setdefault((job.lane, job.account_id, job.batch_id), []).append(job)
+    for jobs in owned.values():
+        if len(jobs) > 1:
+            _count(session, Lane(jobs[0].lane), jobs, lately)
     return [look(session, job, capped=capped, lately=lately) for job, capped in asked]
 
 
@@ -123,15 +131,14 @@ def whole(session: Session, batch: Source) -> tuple[float, float] | None:
 
 def _before(session: Session, lane: Lane, job: Job, lately: Lately) -> int | None:
     """Jobs without a hint whose turn comes before; None if the job has none."""
-    mine = lately.of(
-        ("beside", lane, job.account_id, job.batch_id), partial(_beside, session, lane, job)
-    )
+    mine = _beside(session, lane, job, lately)
     if not mine:
         return None
     own = sum(_older(session, lane, each, job.id, lately) for each in mine)
     most = FIRST_LOOK
     while True:
-        found, weights = lately.of(("crowd", lane, most), partial(_crowd, session, lane, most))
+        everybody, weights = lately.of(("crowd", lane, most), partial(_crowd, session, lane, most))
+        found = [source for source in everybody if not source.beside(job)]
         least = min(RANK_LIMIT, _in_turn(found, mine[0], own, weights))
         # What was not counted to its end may be any number: if that makes no difference, we know.
         more = [replace(one, waiting=RANK_LIMIT) if one.waiting == most else one for one in found]
@@ -141,8 +148,13 @@ def _before(session: Session, lane: Lane, job: Job, lately: Lately) -> int | Non
         most *= 10
 
 
-def _beside(session: Session, lane: Lane, job: Job) -> list[Source]:
-    return [source for source in sources.waiting(session, lane, 1) if source.beside(job)]
+def _beside(session: Session, lane: Lane, job: Job, lately: Lately) -> list[Source]:
+    """The sources of the job's batch, or of its account's jobs that are in none."""
+
+    def find() -> list[Source]:
+        return [source for source in sources.waiting(session, lane, 1) if source.beside(job)]
+
+    return lately.of(("beside", lane, job.account_id, job.batch_id), find)
 
 
 def _crowd(session: Session, lane: Lane, most: int) -> tuple[list[Source], dict[str, float]]:
@@ -154,13 +166,37 @@ def _crowd(session: Session, lane: Lane, most: int) -> tuple[list[Source], dict[
 
 def _older(session: Session, lane: Lane, source: Source, job_id: str, lately: Lately) -> int:
     """Jobs of a source before this one, counted on from the nearest that was asked for lately."""
-    alike = ("older", lane, source.account_id, source.batch_id, source.model)
-    known = lately.of(alike, list[tuple[str, int]])
+    known = _known(lane, source, lately)
     at = bisect_left(known, (job_id, 0))
+    if at < len(known) and known[at][0] == job_id:
+        return known[at][1]
     nearest, before = known[at - 1] if at else ("", 0)
-    before += sources.between(session, lane, source, nearest, job_id, most=RANK_LIMIT)
+    before += sources.counted(session, lane, source, nearest, job_id, most=RANK_LIMIT)
     known.insert(at, (job_id, before))
     return before
+
+
+def _count(session: Session, lane: Lane, jobs: Sequence[Job], lately: Lately) -> None:
+    """Find out for `_older` what it will be asked of these, which are beside one another.
+
+    Jobs that were accepted together come one after the other: to fetch those in between takes one
+    question, to count up to each of them as many as they are.
+    """
+    first, *others = sorted(job.id for job in jobs)
+    for source in _beside(session, lane, jobs[0], lately):
+        before = _older(session, lane, source, first, lately)
+        found = sources.between(session, lane, source, first, others[-1], most=FETCHED)
+        if len(found) < FETCHED:
+            places = [(each, before + bisect_left(found, each)) for each in others]
+            known = _known(lane, source, lately)
+            known += places
+            known.sort()
+
+
+def _known(lane: Lane, source: Source, lately: Lately) -> list[tuple[str, int]]:
+    """Jobs, in order, and how many of a source came before each."""
+    alike = ("older", lane, source.account_id, source.batch_id, source.model)
+    return lately.of(alike, list[tuple[str, int]])
 
 
 def _in_turn(found: Sequence[Source], mine: Source, own: int, weights: dict[str, float]) -> int:
@@ -186,14 +222,18 @@ def _among(own: int, others: Iterable[tuple[int, float]]) -> int:
     return own + sum(min(waiting, int(own * share) + 1) for waiting, share in others)
 
 
-def _held_back(session: Session, job: Job) -> bool:
+def _held_back(session: Session, job: Job, lately: Lately) -> bool:
     """Whether something else than those ahead of it decides when it starts."""
-    account = rows.get(session, Account, job.account_id)
-    assert account is not None
-    limited = bool((account.limits or {}).get("running"))
-    batch = session.get(Batch, job.batch_id) if job.batch_id else None
-    bounded = batch is not None and batch.concurrency is not None
-    return limited or bounded or account.credits < (job.hold_due or 0)
+
+    def limits() -> tuple[bool, int]:
+        account = rows.get(session, Account, job.account_id)
+        assert account is not None
+        batch = session.get(Batch, job.batch_id) if job.batch_id else None
+        bounded = batch is not None and batch.concurrency is not None
+        return bounded or bool((account.limits or {}).get("running")), account.credits
+
+    limited, credits = lately.of(("limits", job.account_id, job.batch_id), limits)
+    return limited or credits < (job.hold_due or 0)
 
 
 class _Speed:

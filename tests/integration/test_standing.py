@@ -15,6 +15,7 @@ from shared.sources import Source
 from shared.tables import Account, Batch, Job
 from tests.batches import input_file, line_of, new_batch, read
 from tests.factories import HOUR, Sessions, claimed, ran_for, submission, submitted
+from tests.plans import recorded
 from workers.allotment import Allotment
 from workers.turns import Turns
 
@@ -133,6 +134,40 @@ def test_what_was_counted_for_one_is_good_for_another(sessions: Sessions) -> Non
         assert told is not None
         assert told.position == place(session, ours)
         assert standing.look(session, last, lately=lately) == said[rows.index(last)]
+
+
+def test_those_who_ask_together_are_told_what_each_would_be(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever order they ask, of whatever owner and model, and however many lie in between."""
+    with sessions() as session:
+        loose(session, "ours", 20)
+        loose(session, "theirs", 5)
+        loose(session, "ours", 5, "another")
+        batch_of(session, "theirs", 25)
+        rows = session.exec(select(Job).where(col(Job.hinted_at).is_(None))).all()
+        asked = [*rows[::2], *rows[-1::-2]]
+        each = [standing.look(session, job) for job in asked]
+
+        for fetched in (standing.FETCHED, 3):
+            monkeypatch.setattr(standing, "FETCHED", fetched)
+            pairs = [(job, False) for job in asked]
+            assert standing.look_each(session, pairs, lately=Lately()) == each
+
+
+def test_many_who_ask_together_take_no_more_questions_than_few(sessions: Sessions) -> None:
+    """A place is told to each job in the background that is accepted."""
+    with sessions() as session:
+        loose(session, "ours", 40)
+        rows = session.exec(select(Job)).all()
+        taken = []
+        for some in (rows[:2], rows):
+            pairs = [(job, False) for job in some]
+            with recorded(sessions.engine) as asked:
+                standing.look_each(session, pairs, lately=Lately())
+            taken.append(len(asked))
+
+    assert taken[0] == taken[1]
 
 
 def test_what_is_said_of_a_place_is_what_happens(sessions: Sessions) -> None:
