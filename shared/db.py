@@ -12,20 +12,15 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import (
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    NotSupportedError,
-    ProgrammingError,
-)
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
-from shared import engines
+from shared import engines, sharing
 from shared.calls import Call, hand_over
 from shared.engines import patience
-from shared.errors import ServiceError, Unavailable
+from shared.errors import Unavailable
 from shared.looks import Looks
+from shared.sharing import OURS
 
 log = structlog.get_logger()
 
@@ -45,8 +40,6 @@ ANSWER_WITHIN = 10.0
 TRIES = 4
 """Times a call is tried that the database undid for another's sake."""
 TOO_SLOW = "The database did not answer in time."
-OURS = (IntegrityError, DataError, ProgrammingError, NotSupportedError)
-"""Errors of a statement; every other one is the database's: gone, locked, full, broken."""
 _ROLLED_BACK = {"40001", "40P01", "55P03"}
 """PostgreSQL's serialization failure, deadlock and lock timeout: certain not to have committed."""
 
@@ -289,7 +282,7 @@ class Transactions:
     def _run_all(self, connection: Connection, group: list[Call[Any]]) -> None:
         """Do what the calls ask for; those for which it gets late go back to the queue."""
         began, number = time.monotonic(), 0
-        for _, calls in groupby(group, key=_kind):
+        for _, calls in groupby(group, key=sharing.kind):
             some = list(calls)
             if time.monotonic() - began > GROUP_SECONDS:
                 late = group[number:]
@@ -299,7 +292,7 @@ class Transactions:
                         each.under_way = False
                     self._waiting.extendleft(reversed(late))
                 return
-            _run_some(some, connection, alone=len(some) == len(group))
+            sharing.run(some, connection, alone=len(some) == len(group))
             number += len(some)
 
     def _commit_alone(self, call: Call[Any]) -> None:
@@ -332,65 +325,6 @@ class Transactions:
         away = DatabaseUnavailable("The database does not answer.", maybe_committed=maybe_committed)
         away.__cause__ = error
         return away
-
-
-def _kind(call: Call[Any]) -> tuple[str, object]:
-    """What calls have in common that are done at once; others have it with nobody."""
-    return call.account_id, call.many or call.work
-
-
-def _run_some(calls: list[Call[Any]], connection: Connection, *, alone: bool) -> None:
-    """Do what calls of one kind ask for, if need be one by one; `alone` in their transaction."""
-    if calls[0].many is not None and len(calls) > 1:
-        if _run_together(calls[0].many, calls, connection, alone=alone):
-            return
-        if alone:  # without a savepoint everything was undone
-            connection.begin()
-    for call in calls:
-        _run(call, connection, alone=alone and len(calls) == 1)
-
-
-def _run_together(
-    many: Callable[[Session, list[Any]], list[Any]],
-    calls: list[Call[Any]],
-    connection: Connection,
-    *,
-    alone: bool,
-) -> bool:
-    """Do what they ask for at once, in a savepoint unless alone; False when that failed."""
-    with _session(connection, alone=alone) as session:
-        try:
-            results = many(session, [call.item for call in calls])
-            session.commit()
-        except Exception as error:
-            if isinstance(error, DBAPIError) and not isinstance(error, OURS):
-                raise
-            if not isinstance(error, ServiceError):  # that one is told to whoever caused it
-                log.warning("together_failed", error=repr(error))
-            session.rollback()
-            return False
-    for call, result in zip(calls, results, strict=True):
-        call.error, call.result = None, result
-    return True
-
-
-def _run(call: Call[Any], connection: Connection, *, alone: bool) -> None:
-    """Do what one call asks for, in a savepoint unless it is alone; its failure is its own."""
-    call.error = None
-    with _session(connection, alone=alone) as session:
-        try:
-            call.result = call.work(session)
-            session.commit()
-        except Exception as error:
-            if isinstance(error, DBAPIError) and not isinstance(error, OURS):
-                raise
-            session.rollback()
-            call.error = error
-
-
-def _session(connection: Connection, *, alone: bool) -> Session:
-    mode: Any = "rollback_only" if alone else "create_savepoint"
-    return Session(connection, expire_on_commit=False, join_transaction_mode=mode)
 
 
 def _sqlstate(error: Exception) -> str | None:
