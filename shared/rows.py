@@ -18,7 +18,7 @@ from shared import prepared
 
 T = TypeVar("T", bound=SQLModel)
 
-MANY: Final = 20
+MANY: Final = 4
 """Rows from which on COPY, which takes a round trip more, is faster."""
 
 
