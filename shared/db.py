@@ -40,6 +40,14 @@ ANSWER_WITHIN = 10.0
 TRIES = 4
 """Times a call is tried that the database undid for another's sake."""
 TOO_SLOW = "The database did not answer in time."
+CROWD = 4
+"""Calls in a transaction that show that others are on their way, each a moment after another."""
+MOMENT = 0.001
+"""Seconds for which the next transaction waits for them: they cost less together."""
+ENOUGH = 32
+"""Calls for which it waits no longer."""
+LATELY = 0.02
+"""Seconds after which a crowd is none any more."""
 _ROLLED_BACK = {"40001", "40P01", "55P03"}
 """PostgreSQL's serialization failure, deadlock and lock timeout: certain not to have committed."""
 
@@ -66,9 +74,10 @@ def undone(error: Exception) -> bool:
 class Transactions:
     """Run domain functions in a thread, each in a transaction that has committed when we return.
 
-    Group commit: calls that arrive while a commit is under way share the next one. Each has a
-    savepoint of its own, so that one that raises leaves its neighbours alone. Every call is
-    answered `within` so many seconds, whatever becomes of the database.
+    Group commit: calls that arrive while a commit is under way share the next one, and so do those
+    of a moment when they come in crowds. Each has a savepoint of its own, so that one that raises
+    leaves its neighbours alone. Every call is answered `within` so many seconds, whatever becomes
+    of the database.
     """
 
     def __init__(self, engine: Engine, *, within: float = ANSWER_WITHIN) -> None:
@@ -76,6 +85,7 @@ class Transactions:
         self._within = within
         self._waiting: deque[Call[Any]] = deque()
         self._changed = threading.Condition()
+        self._gathers = False
         self._closed = False
         self._causes: set[str] = set()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
@@ -132,7 +142,8 @@ class Transactions:
             if self._closed or len(self._waiting) >= QUEUE_LIMIT:
                 raise DatabaseUnavailable("The database cannot keep up.")
             self._waiting.append(call)
-            self._changed.notify()
+            if not self._gathers or len(self._waiting) >= ENOUGH:
+                self._changed.notify()
         return await self._answered(call)
 
     def _call(self, work: Callable[[Session], R], account_id: str = "", **kind: Any) -> Call[R]:
@@ -221,7 +232,10 @@ class Transactions:
             raise self._away(error) from error
 
     def _write(self) -> None:
+        crowded_until = 0.0
         while self._awaited():
+            if time.monotonic() < crowded_until:
+                self._gather()
             asked_at = time.monotonic()
             try:
                 connection = self._begun()
@@ -233,6 +247,8 @@ class Transactions:
                 if self._commit(connection, group):
                     for call in group:
                         self._commit_alone(call)
+            if len(group) >= CROWD:
+                crowded_until = time.monotonic() + LATELY
             hand_over(group)
 
     def _awaited(self) -> bool:
@@ -240,6 +256,13 @@ class Transactions:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             return bool(self._waiting)
+
+    def _gather(self) -> None:
+        """Wait a moment for more calls."""
+        with self._changed:
+            self._gathers = True  # to be woken by each of them would cost more than it saves
+            self._changed.wait_for(lambda: len(self._waiting) >= ENOUGH or self._closed, MOMENT)
+            self._gathers = False
 
     def _made_by(self, moment: float) -> list[Call[Any]]:
         """The calls that have waited since; they fail together, as one attempt did for all."""

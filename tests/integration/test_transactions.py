@@ -136,6 +136,41 @@ async def test_calls_that_come_together_share_a_commit(
     assert len(commits) <= 20
 
 
+async def in_a_crowd(tx: Transactions, monkeypatch: pytest.MonkeyPatch) -> "asyncio.Task[Job]":
+    """A call that came after many, and waits for more as long as it may."""
+    monkeypatch.setattr(db, "MOMENT", 60.0)
+    monkeypatch.setattr(db, "LATELY", 60.0)
+    await together(tx, *[submitted] * db.CROWD)
+    call = asyncio.create_task(tx(submitted))
+    await asyncio.wait({call}, timeout=0.1)
+    assert not call.done()
+    return call
+
+
+async def test_after_a_crowd_a_call_waits_for_company(
+    tx: Transactions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shares its commit with those of the next moment, and waits no longer for enough."""
+    commits = []
+    first = await in_a_crowd(tx, monkeypatch)
+    event.listen(tx._engine, "commit", lambda _: commits.append(1))
+
+    await asyncio.gather(first, *(tx(submitted) for _ in range(db.ENOUGH - 1)))
+
+    assert len(commits) == 1
+
+
+async def test_nobody_waits_for_company_in_the_end(
+    tx: Transactions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is under way when transactions are closed is finished at once."""
+    last = await in_a_crowd(tx, monkeypatch)
+
+    await asyncio.to_thread(tx.close)
+
+    assert await last
+
+
 @pytest.mark.parametrize("alone", [False, True], ids=["among others", "alone"])
 async def test_calls_of_one_kind_are_done_at_once(tx: Transactions, alone: bool) -> None:
     """If they are of one account; one that fails is tried alone, and so are its neighbours."""
