@@ -20,7 +20,6 @@ from shared.calls import Call, hand_over
 from shared.engines import patience
 from shared.errors import Unavailable
 from shared.looks import Looks
-from shared.sharing import OURS
 
 log = structlog.get_logger()
 
@@ -227,7 +226,7 @@ class Transactions:
             with self._begun(reads_only=True) as connection, patience(until):
                 return work(Session(connection, expire_on_commit=False))
         except DBAPIError as error:
-            if isinstance(error, OURS):
+            if not sharing.is_theirs(error):
                 raise
             raise self._away(error) from error
 
@@ -336,7 +335,7 @@ class Transactions:
     ) -> None:
         for call in group:
             call.error = error
-            if isinstance(error, DBAPIError) and not isinstance(error, OURS):
+            if sharing.is_theirs(error):
                 call.error = self._away(error, maybe_committed=maybe_committed)
 
     def _away(self, error: DBAPIError, *, maybe_committed: bool = False) -> DatabaseUnavailable:

@@ -1,7 +1,7 @@
 """Calls that share a transaction: in savepoints of their own, or in statements for all alike."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import structlog
 from sqlalchemy import Connection
@@ -19,8 +19,13 @@ from shared.errors import ServiceError
 
 log = structlog.get_logger()
 
-OURS = (IntegrityError, DataError, ProgrammingError, NotSupportedError)
-"""Errors of a statement; every other one is the database's: gone, locked, full, broken."""
+_OURS = (IntegrityError, DataError, ProgrammingError, NotSupportedError)
+"""Errors of a statement."""
+
+
+def is_theirs(error: Exception) -> TypeGuard[DBAPIError]:
+    """Whether an error is the database's, and no statement's: gone, locked, full, broken."""
+    return isinstance(error, DBAPIError) and not isinstance(error, _OURS)
 
 
 def kind(call: Call[Any]) -> tuple[str, object]:
@@ -52,7 +57,7 @@ def _run_together(
             results = many(session, [call.item for call in calls])
             session.commit()
         except Exception as error:
-            if isinstance(error, DBAPIError) and not isinstance(error, OURS):
+            if is_theirs(error):
                 raise
             if not isinstance(error, ServiceError):  # that one is told to whoever caused it
                 log.warning("together_failed", error=repr(error))
@@ -71,7 +76,7 @@ def _run_one(call: Call[Any], connection: Connection, *, alone: bool) -> None:
             call.result = call.work(session)
             session.commit()
         except Exception as error:
-            if isinstance(error, DBAPIError) and not isinstance(error, OURS):
+            if is_theirs(error):
                 raise
             session.rollback()
             call.error = error
