@@ -5,7 +5,7 @@ import time
 
 from shared import log, queue
 from workers.app import create_worker
-from workers.pool import run_worker
+from workers.process import run_worker
 from workers.settings import WorkerSettings
 
 BLOCK = "tests.block"

@@ -14,7 +14,7 @@ from celery.worker.request import Request
 from shared import file_retention, ids, queue, retention
 from shared import log as logs
 from workers import bench, rounds
-from workers.pool import run_worker
+from workers.process import run_worker
 from workers.settings import WorkerSettings
 
 TASK_MARGIN = 300.0

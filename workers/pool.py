@@ -31,11 +31,9 @@ from typing import Any
 
 import uvloop
 from billiard.einfo import ExceptionInfo
-from celery import Celery
 from celery.concurrency.base import BasePool
 from celery.exceptions import Terminated
-from celery.platforms import EX_FAILURE, EX_OK
-from celery.signals import setup_logging
+from celery.platforms import EX_FAILURE
 from celery.utils.saferepr import saferepr
 from celery.worker import state
 
@@ -367,32 +365,3 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
                 log.exception("task %s[%s] failed", *call.args[:2])
             report = partial(call.on_ended, (1, ExceptionInfo(), 0.0))
         self._post(report)
-
-
-def run_worker(
-    app: Celery, *, concurrency: int, name: str, queues: Sequence[str], log_level: str
-) -> int:
-    """Run a worker in this process and its main thread until a signal ends it; its exit code.
-
-    `name` is a node's name, to which the host's is added unless it has an `@`. `queues` are
-    emptied in their order. Logging is left as it was set up, but for the level of Celery's own.
-    """
-    setup_logging.connect(_leave_logging_alone)
-    logging.getLogger("celery").setLevel(log_level)
-    worker = app.Worker(
-        pool=AsyncIOPool,
-        concurrency=concurrency,
-        hostname=name if "@" in name else f"{name}@{socket.gethostname()}",
-        queues=list(queues),
-        loglevel=log_level,
-        task_events=False,
-        without_gossip=True,
-        without_mingle=True,
-        quiet=True,
-    )
-    worker.start()
-    return int(worker.exitcode or (EX_FAILURE if worker.pool.failure else EX_OK))
-
-
-def _leave_logging_alone(**_: object) -> None:
-    """A receiver of this signal keeps Celery from configuring the root logger."""

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -122,6 +123,20 @@ def test_a_worker_ends_in_good_order_though_nobody_answers_it(
         worker.send(signal.SIGTERM)
 
         assert worker.wait(60) == 0
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_worker_ends_though_redis_went_just_as_it_told_that_it_is_there(
+    stack: Stack, redis_server: Valkey
+) -> None:
+    """Celery would go on telling until Redis is back, and hear of nothing else."""
+    worker = stack.start("worker", module="tests.halting")
+    eventually(lambda: Path(f"/proc/{worker.pid}/stat").read_text().split()[2] == "T", 30)
+    redis_server.kill()
+    worker.send(signal.SIGTERM)
+    worker.send(signal.SIGCONT)
+
+    assert worker.wait() == 0
 
 
 def frozen(process: Process, stack: Stack) -> bool:

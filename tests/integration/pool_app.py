@@ -16,7 +16,7 @@ from celery import Task
 from kombu.transport.redis import Transport
 
 from shared import queue
-from workers import pool
+from workers import process
 
 GRACE = 1.5
 ODDITY = os.environ.get("POOL_APP", "")
@@ -139,7 +139,7 @@ if __name__ == "__main__":
     app.lifespan = lifespan
     app.drain = drain
     sys.exit(
-        pool.run_worker(
+        process.run_worker(
             app,
             concurrency=int(sys.argv[1]),
             name="test",
