@@ -25,8 +25,7 @@ from api.window import Window
 from shared import catalog, connections, db, hints, queue, reload, standing, streams
 from shared.catalog import Catalog
 from shared.errors import ModelNotFound
-from shared.lately import Lately
-from shared.lifecycle import JobStatus
+from shared.lately import Forgotten, Lately
 from shared.queue import Hints
 from shared.standing import Standing
 from shared.storage import Storage
@@ -86,16 +85,23 @@ class Front:
         self.hub.wake()
         self.watches.wake()
 
-    async def standing(self, job: Job) -> Standing | None:
-        """The place in its lane of a job that waits; without a hint, as of the last second."""
-        if job.status != JobStatus.QUEUED or job.run_at is not None:
+    async def standing(self, job: Job, *, new: bool = False) -> Standing | None:
+        """The place in its lane of a job that waits; without a hint, as of the last second.
+
+        `new`: it has just been accepted here, and those before it may tell it its place.
+        """
+        if not standing.waits(job):
             return None
         if job.hinted_at is not None:
             return await self.tx.look(self._places, job)
         capped = False
         with suppress(ModelNotFound):
             capped = self.catalog.find(job.model).running is not None
-        return await self.tx.look(self._turns, (job, capped), long=True)
+        asked = standing.Asked(job, capped, new)
+        if new:
+            with suppress(Forgotten):
+                return standing.foretell(asked, self._lately)
+        return await self.tx.look(self._turns, asked, long=True)
 
     async def forget(self, job: Job) -> None:
         """Delete a deleted job's log."""

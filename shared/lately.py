@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Hashable
-from typing import Any, Final, TypeVar
+from math import inf
+from typing import Any, Final, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -10,6 +11,11 @@ LASTS: Final = 1.0
 """Seconds."""
 MOST: Final = 1_000
 """Findings that are kept before those that have aged are dropped."""
+NEVER: Final = (-inf, None)
+
+
+class Forgotten(LookupError):
+    """It was not found out lately."""
 
 
 class Lately:
@@ -22,13 +28,20 @@ class Lately:
     def of(self, what: Hashable, find: Callable[[], T]) -> T:
         """What `find` finds, or what was found for the same a moment ago."""
         now = self._clock()
-        known: tuple[float, T] | None = self._found.get(what)
-        if known is not None and now - known[0] < LASTS:
-            return known[1]
+        found_at, found = self._found.get(what, NEVER)
+        if now - found_at < LASTS:
+            return cast(T, found)
         if len(self._found) >= MOST:
             self._found = {
                 name: each for name, each in list(self._found.items()) if now - each[0] < LASTS
             }
-        found = find()
-        self._found[what] = now, found
+        new = find()
+        self._found[what] = now, new
+        return new
+
+    def known(self, what: Hashable) -> Any:
+        """What was found for that a moment ago; raises `Forgotten` if nothing was."""
+        found_at, found = self._found.get(what, NEVER)
+        if self._clock() - found_at >= LASTS:
+            raise Forgotten(what)
         return found

@@ -2,20 +2,22 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import sqrt
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 from sqlalchemy import bindparam, func
 from sqlmodel import Session, col, select
 
 from shared import feeding, hints, lanes, rows, sources
-from shared.lately import Lately
+from shared.lately import Forgotten, Lately
 from shared.lifecycle import JobStatus, Lane
 from shared.sources import Source
 from shared.tables import Account, Batch, Job
+
+T = TypeVar("T")
 
 RANK_LIMIT: Final = 10_000
 """How far ahead of a job its place is counted."""
@@ -54,6 +56,53 @@ class Standing:
     """Seconds within which it starts as likely as not, and nine times in ten; None: unknown."""
 
 
+class Asked(NamedTuple):
+    """Whose place is asked for."""
+
+    job: Job
+    capped: bool = False
+    """Only so many of its model may run at once, so a lane's speed says nothing of it."""
+    new: bool = False
+    """It has just been accepted, after all that this process knows of."""
+
+
+class Facts:
+    """What places are told by: asked of the database, unless it was `lately`."""
+
+    def __init__(self, lately: Lately, session: Session | None = None) -> None:
+        self._lately = lately
+        self.session = session
+        """None: nothing can be asked, and what is not known is `Forgotten`."""
+
+    def of(self, what: Hashable, find: Callable[[Session], T]) -> T:
+        """What `find` finds, or found a moment ago."""
+        if self.session is None:
+            found: T = self._lately.known(what)
+            return found
+        return self._lately.of(what, partial(find, self.session))
+
+
+class Known:
+    """How many jobs of a source came before some others, as of a moment ago."""
+
+    def __init__(self) -> None:
+        self.places: list[tuple[str, int]] = []
+        """Jobs in their order, and how many of the source came before each."""
+        self._newest: tuple[str, int] = ("", 0)
+
+    def note(self, job_id: str, upto: int) -> None:
+        """This job is the newest of all, and so many of the source have come with it."""
+        if job_id > self._newest[0]:
+            self._newest = job_id, upto
+
+    def before_the_next(self, job_id: str) -> int:
+        """How many came before the newest of all; raises `Forgotten` if it is not that."""
+        newest, upto = self._newest
+        if not newest or job_id <= newest:
+            raise Forgotten(job_id)
+        return upto
+
+
 def look(
     session: Session, job: Job, *, capped: bool = False, lately: Lately | None = None
 ) -> Standing | None:
@@ -62,19 +111,36 @@ def look(
     `capped`: only so many of its model may run at once, so a lane's speed says nothing of it. What
     was counted `lately` for another job without a hint is not counted again.
     """
-    if job.status != JobStatus.QUEUED or job.run_at is not None:
+    if not waits(job):
         return None
     if job.hinted_at is not None:
         return look_all(session, [job], lately=lately)[0]
-    lane, lately = Lane(job.lane), lately or Lately()
-    waiting = _before(session, lane, job, lately)
+    return _look(Facts(lately or Lately(), session), Asked(job, capped))
+
+
+def waits(job: Job) -> bool:
+    """Whether it has a place: it waits, and not for a later moment."""
+    return job.status == JobStatus.QUEUED and job.run_at is None
+
+
+def foretell(asked: Asked, lately: Lately) -> Standing | None:
+    """Where a new job without a hint stands, going by what was found for others `lately`.
+
+    Raises `Forgotten` when that does not tell.
+    """
+    return _look(Facts(lately), asked)
+
+
+def _look(facts: Facts, asked: Asked) -> Standing | None:
+    job = asked.job
+    lane = Lane(job.lane)
+    waiting = _before(facts, lane, asked)
     if waiting is None:
         return None
-    out = lately.of(("hinted", lane), lambda: hints.out(session, lane.value, RANK_LIMIT))
+    out = facts.of(("hinted", lane), lambda session: hints.out(session, lane.value, RANK_LIMIT))
     ahead = min(RANK_LIMIT, out + waiting)
-    held_back = capped or _held_back(session, job, lately)
-    speed = _Speed(session, lane, lately, slots=lately)
-    return Standing(ahead, None if held_back else speed.eta(ahead))
+    held_back = asked.capped or _held_back(facts, job)
+    return Standing(ahead, None if held_back else _Speed(lane, facts, facts).eta(ahead))
 
 
 def look_all(
@@ -84,8 +150,8 @@ def look_all(
 
     Only the speed of their lanes may be what it was `lately`.
     """
-    pace, slots = lately or Lately(), Lately()
-    speeds = {lane: _Speed(session, lane, pace, slots=slots) for lane in Lane}
+    pace, slots = Facts(lately or Lately(), session), Facts(Lately(), session)
+    speeds = {lane: _Speed(lane, pace, slots) for lane in Lane}
 
     @cache  # jobs that are accepted together have one moment
     def of(lane: str, moment: int | None) -> tuple[int, list[str]]:
@@ -100,17 +166,16 @@ def look_all(
     return [standing(job) for job in hinted]
 
 
-def look_each(
-    session: Session, asked: Sequence[tuple[Job, bool]], *, lately: Lately
-) -> list[Standing | None]:
-    """Where jobs stand, each with whether it is capped: `look` for many."""
+def look_each(session: Session, asked: Sequence[Asked], *, lately: Lately) -> list[Standing | None]:
+    """Where jobs stand that wait and have no hint: `look` for many."""
+    facts = Facts(lately, session)
     owned: dict[tuple[str, str, str | None], list[Job]] = {}
-    for job, _ in asked:
+    for job, *_ in asked:
         owned.setdefault((job.lane, job.account_id, job.batch_id), []).append(job)
     for jobs in owned.values():
         if len(jobs) > 1:
-            _count(session, Lane(jobs[0].lane), jobs, lately)
-    return [look(session, job, capped=capped, lately=lately) for job, capped in asked]
+            _count(facts, session, Lane(jobs[0].lane), jobs)
+    return [_look(facts, each) for each in asked]
 
 
 def whole(session: Session, batch: Source) -> tuple[float, float] | None:
@@ -126,18 +191,21 @@ def whole(session: Session, batch: Source) -> tuple[float, float] | None:
     weights = {account: float(limits.weight or 1) for account, limits in terms.items()}
     ahead = _in_turn(found, batch, batch.waiting - 1, weights)
     ahead += hints.out(session, lane.value, RANK_LIMIT)
-    return _Speed(session, lane, Lately(), slots=Lately()).spent(ahead + 1)
+    facts = Facts(Lately(), session)
+    return _Speed(lane, facts, facts).spent(ahead + 1)
 
 
-def _before(session: Session, lane: Lane, job: Job, lately: Lately) -> int | None:
+def _before(facts: Facts, lane: Lane, asked: Asked) -> int | None:
     """Jobs without a hint whose turn comes before; None if the job has none."""
-    mine = _beside(session, lane, job, lately)
+    job = asked.job
+    mine = _beside(facts, lane, job)
     if not mine:
         return None
-    own = sum(_older(session, lane, each, job.id, lately) for each in mine)
+    own = _own(facts, lane, mine, asked)
     most = FIRST_LOOK
     while True:
-        everybody, weights = lately.of(("crowd", lane, most), partial(_crowd, session, lane, most))
+        crowd = partial(_crowd, lane=lane, most=most)
+        everybody, weights = facts.of(("crowd", lane, most), crowd)
         found = [source for source in everybody if not source.beside(job)]
         least = min(RANK_LIMIT, _in_turn(found, mine[0], own, weights))
         # What was not counted to its end may be any number: if that makes no difference, we know.
@@ -148,13 +216,28 @@ def _before(session: Session, lane: Lane, job: Job, lately: Lately) -> int | Non
         most *= 10
 
 
-def _beside(session: Session, lane: Lane, job: Job, lately: Lately) -> list[Source]:
+def _own(facts: Facts, lane: Lane, mine: Sequence[Source], asked: Asked) -> int:
+    """Jobs of the same batch, or of the same account and in none, that came before."""
+    job = asked.job
+    if facts.session is not None:
+        counted = [_older(facts, facts.session, lane, each, job.id) for each in mine]
+    elif any(source.model == job.model for source in mine):
+        counted = [_known(facts, lane, each).before_the_next(job.id) for each in mine]
+    else:
+        raise Forgotten(job.model)
+    if asked.new:
+        for source, before in zip(mine, counted, strict=True):
+            _known(facts, lane, source).note(job.id, before + (source.model == job.model))
+    return sum(counted)
+
+
+def _beside(facts: Facts, lane: Lane, job: Job) -> list[Source]:
     """The sources of the job's batch, or of its account's jobs that are in none."""
 
-    def find() -> list[Source]:
+    def find(session: Session) -> list[Source]:
         return [source for source in sources.waiting(session, lane, 1) if source.beside(job)]
 
-    return lately.of(("beside", lane, job.account_id, job.batch_id), find)
+    return facts.of(("beside", lane, job.account_id, job.batch_id), find)
 
 
 def _crowd(session: Session, lane: Lane, most: int) -> tuple[list[Source], dict[str, float]]:
@@ -164,9 +247,9 @@ def _crowd(session: Session, lane: Lane, most: int) -> tuple[list[Source], dict[
     return found, {account: float(limits.weight or 1) for account, limits in terms.items()}
 
 
-def _older(session: Session, lane: Lane, source: Source, job_id: str, lately: Lately) -> int:
+def _older(facts: Facts, session: Session, lane: Lane, source: Source, job_id: str) -> int:
     """Jobs of a source before this one, counted on from the nearest that was asked for lately."""
-    known = _known(lane, source, lately)
+    known = _known(facts, lane, source).places
     at = bisect_left(known, (job_id, 0))
     if at < len(known) and known[at][0] == job_id:
         return known[at][1]
@@ -176,31 +259,31 @@ def _older(session: Session, lane: Lane, source: Source, job_id: str, lately: La
     return before
 
 
-def _count(session: Session, lane: Lane, jobs: Sequence[Job], lately: Lately) -> None:
+def _count(facts: Facts, session: Session, lane: Lane, jobs: Sequence[Job]) -> None:
     """Find out for `_older` what it will be asked of these, which are beside one another.
 
     Jobs that were accepted together come one after the other: to fetch those in between takes one
     question, to count up to each of them as many as they are.
     """
     first, *others = sorted(job.id for job in jobs)
-    for source in _beside(session, lane, jobs[0], lately):
-        before = _older(session, lane, source, first, lately)
+    for source in _beside(facts, lane, jobs[0]):
+        before = _older(facts, session, lane, source, first)
         found = sources.between(session, lane, source, first, others[-1], most=FETCHED)
         if len(found) < FETCHED:
-            places = [(each, before + bisect_left(found, each)) for each in others]
-            known = _known(lane, source, lately)
-            known += places
+            known = _known(facts, lane, source).places
+            known += [(each, before + bisect_left(found, each)) for each in others]
             known.sort()
 
 
-def _known(lane: Lane, source: Source, lately: Lately) -> list[tuple[str, int]]:
-    """Jobs, in order, and how many of a source came before each."""
+def _known(facts: Facts, lane: Lane, source: Source) -> Known:
     alike = ("older", lane, source.account_id, source.batch_id, source.model)
-    return lately.of(alike, list[tuple[str, int]])
+    return facts.of(alike, lambda _: Known())
 
 
 def _in_turn(found: Sequence[Source], mine: Source, own: int, weights: dict[str, float]) -> int:
     """What fair turns make of a job that so many of its own batch are ahead of."""
+    if not found:
+        return own
     batches, accounts = Counter[tuple[float, str | None]](), Counter[str]()
     urgent = 0
     for source in found:
@@ -222,38 +305,39 @@ def _among(own: int, others: Iterable[tuple[int, float]]) -> int:
     return own + sum(min(waiting, int(own * share) + 1) for waiting, share in others)
 
 
-def _held_back(session: Session, job: Job, lately: Lately) -> bool:
+def _held_back(facts: Facts, job: Job) -> bool:
     """Whether something else than those ahead of it decides when it starts."""
 
-    def limits() -> tuple[bool, int]:
+    def limits(session: Session) -> tuple[bool, int]:
         account = rows.get(session, Account, job.account_id)
         assert account is not None
         batch = session.get(Batch, job.batch_id) if job.batch_id else None
         bounded = batch is not None and batch.concurrency is not None
         return bounded or bool((account.limits or {}).get("running")), account.credits
 
-    limited, credits = lately.of(("limits", job.account_id, job.batch_id), limits)
+    limited, credits = facts.of(("limits", job.account_id, job.batch_id), limits)
     return limited or credits < (job.hold_due or 0)
 
 
 class _Speed:
     """How soon a lane comes to a place in it, from how it did lately."""
 
-    def __init__(self, session: Session, lane: Lane, lately: Lately, *, slots: Lately) -> None:
-        self._session = session
+    def __init__(self, lane: Lane, pace: Facts, slots: Facts) -> None:
         self._lane = lane
-        self._lately = lately
+        self._pace = pace
         self._slots = slots
 
     @property
     def _free(self) -> int:
-        free = partial(feeding.free, self._session, self._lane)
-        return self._slots.of(("free", self._lane), free)
+        return self._slots.of(
+            ("free", self._lane), lambda session: feeding.free(session, self._lane)
+        )
 
     @property
     def _drained(self) -> tuple[int, float]:
-        drained = partial(lanes.drained, self._session, self._lane)
-        return self._lately.of(("drained", self._lane), drained)
+        return self._pace.of(
+            ("drained", self._lane), lambda session: lanes.drained(session, self._lane)
+        )
 
     def eta(self, ahead: int) -> tuple[float, float] | None:
         """A job for which a slot is free starts at once."""

@@ -85,7 +85,7 @@ async def ask(
             if asked.stream:
                 response = await stream(front, job, after=FROM_START, bell=heard)
             else:
-                response = await _held(request, front, job, prefer, background, heard)
+                response = await _held(request, front, job, prefer, background, heard, again)
                 await admission.end()  # before the client has its answer, and comes with the next
         except Unavailable as error:  # accepted all the same: nobody should send it once more
             response = _refused(Fault.of(error), job)
@@ -100,10 +100,11 @@ async def _held(
     prefer: Prefer,
     background: bool,
     bell: Bell | None,
+    again: bool,
 ) -> Response:
     """The answer, if it comes while the connection may be held; where to look for it otherwise.
 
-    `bell`: of a job that is new; None: this may be the answer to an earlier request.
+    `bell`: of a job that is new, if it is waited for. `again`: an earlier request submitted it.
     """
     with front.attendance.reading(job, anew=bell is None) as presence:
         seconds = _hold(request, front, prefer, background)
@@ -115,7 +116,7 @@ async def _held(
             return await _held_too_long(request, front, seen.job)
     if presence.over:
         return await answer(front, seen)
-    return await accepted(front, seen.job, prefer)
+    return await accepted(front, seen.job, prefer, new=not (again or prefer.wait))
 
 
 def _parsed(
@@ -189,12 +190,12 @@ def _refused(why: Fault, job: Job) -> Response:
     return envelope(why, headers={**job_headers(job), **advice}, job_id=ids.JOB + job.id)
 
 
-async def accepted(front: Front, job: Job, prefer: Prefer) -> Response:
-    """202: the job is ours now, and here is where to look."""
+async def accepted(front: Front, job: Job, prefer: Prefer, *, new: bool) -> Response:
+    """202: the job is ours now, and here is where to look; `new`: since this moment."""
     headers = {**job_headers(job), "retry-after": RETRY_AFTER}
     if prefer.respond_async:
         headers["preference-applied"] = "respond-async"
-    view = job_object(job, standing=await front.standing(job))
+    view = job_object(job, standing=await front.standing(job, new=new))
     return json_response(completion(job, None, job_view=view), status=202, headers=headers)
 
 

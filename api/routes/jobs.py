@@ -59,7 +59,7 @@ async def submit(
         return replayed(json_response(views, status=202, headers=headers), again)
     standing = None
     with suppress(Unavailable):  # accepted all the same
-        standing = await front.standing(rows[0])
+        standing = await front.standing(rows[0], new=not again)
     where = {"location": f"/v1/jobs/{ids.JOB}{rows[0].id}"}
     view = job_object(rows[0], standing=standing)
     headers = {**job_headers(rows[0]), **headers, **where}

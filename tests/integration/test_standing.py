@@ -9,9 +9,10 @@ from sqlmodel import Session, col, select
 
 from shared import accounts, batches, clock, feeding, hints, jobs, leases, sources, standing
 from shared.feeding import Flight
-from shared.lately import Lately
+from shared.lately import LASTS, Forgotten, Lately
 from shared.lifecycle import Lane
 from shared.sources import Source
+from shared.standing import Asked
 from shared.tables import Account, Batch, Job
 from tests.batches import input_file, line_of, new_batch, read
 from tests.factories import HOUR, Sessions, claimed, ran_for, submission, submitted
@@ -151,8 +152,8 @@ def test_those_who_ask_together_are_told_what_each_would_be(
 
         for fetched in (standing.FETCHED, 3):
             monkeypatch.setattr(standing, "FETCHED", fetched)
-            pairs = [(job, False) for job in asked]
-            assert standing.look_each(session, pairs, lately=Lately()) == each
+            all_of_them = [Asked(job) for job in asked]
+            assert standing.look_each(session, all_of_them, lately=Lately()) == each
 
 
 def test_many_who_ask_together_take_no_more_questions_than_few(sessions: Sessions) -> None:
@@ -162,12 +163,52 @@ def test_many_who_ask_together_take_no_more_questions_than_few(sessions: Session
         rows = session.exec(select(Job)).all()
         taken = []
         for some in (rows[:2], rows):
-            pairs = [(job, False) for job in some]
             with recorded(sessions.engine) as asked:
-                standing.look_each(session, pairs, lately=Lately())
+                standing.look_each(session, [Asked(job) for job in some], lately=Lately())
             taken.append(len(asked))
 
     assert taken[0] == taken[1]
+
+
+def newcomer(session: Session, model: str = "test") -> Asked:
+    """A job of the batch lane that has just been accepted."""
+    new = submitted(session, account="ours", model=model, lane=Lane.BATCH, hinted=False)
+    return Asked(new, new=True)
+
+
+def test_a_newcomer_is_told_the_place_after_the_one_before_it(sessions: Sessions) -> None:
+    """Without a question, and also among other models and accounts."""
+    with sessions() as session:
+        lately = Lately()
+        loose(session, "ours", 7)
+        loose(session, "theirs", 9)
+        first = [newcomer(session), newcomer(session, "another")]
+        standing.look_each(session, first, lately=lately)
+        for number in range(12):
+            new = newcomer(session, "test" if number % 3 else "another")
+            assert standing.foretell(new, lately) == standing.look(session, new.job)
+
+
+def test_a_place_is_not_foretold_from_too_little(sessions: Sessions) -> None:
+    """Nothing was looked for, not lately, not of this model; or others have come in between."""
+    now = [0.0]
+    lately = Lately(lambda: now[0])
+
+    def unknown(new: Asked) -> None:
+        with pytest.raises(Forgotten):
+            standing.foretell(new, lately)
+
+    with sessions() as session:
+        before, first = newcomer(session), newcomer(session)
+        unknown(first)
+        standing.look_each(session, [Asked(before.job)], lately=lately)
+        unknown(first)  # who knows whether that one was the last
+        standing.look_each(session, [first], lately=lately)
+        unknown(before)
+        unknown(newcomer(session, "another"))
+        assert standing.foretell(newcomer(session), lately) is not None
+        now[0] = LASTS
+        unknown(newcomer(session))
 
 
 def test_what_is_said_of_a_place_is_what_happens(sessions: Sessions) -> None:

@@ -1,6 +1,8 @@
 """What was found a moment ago."""
 
-from shared.lately import LASTS, MOST, Lately
+import pytest
+
+from shared.lately import LASTS, MOST, Forgotten, Lately
 
 
 def test_a_finding_is_good_for_a_second() -> None:
@@ -27,3 +29,17 @@ def test_what_has_aged_is_not_kept() -> None:
         lately.of(number, lambda: None)
 
     assert len(lately._found) <= MOST
+
+
+def test_what_is_not_known_is_forgotten() -> None:
+    """Whether it was never found, or longer ago than a second."""
+    now = [0.0]
+    lately = Lately(lambda: now[0])
+    lately.of("a", lambda: 1)
+
+    assert lately.known("a") == 1
+    with pytest.raises(Forgotten):
+        lately.known("b")
+    now[0] = LASTS
+    with pytest.raises(Forgotten):
+        lately.known("a")
