@@ -195,9 +195,12 @@ class Heartbeat:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             listening_as = None
             while True:
-                if self.worker_id != listening_as and self.worker_id is not None:
+                if self.worker_id not in (None, listening_as):
                     await pubsub.subscribe(streams.control_channel(self.worker_id))
                     listening_as = self.worker_id
+                if listening_as is None:  # the lease is gone as well: there is nothing to hear yet
+                    await asyncio.sleep(SOON)
+                    continue
                 message = await pubsub.get_message(timeout=1.0)
                 if message is not None:
                     self._hands.cancel(message["data"].decode())

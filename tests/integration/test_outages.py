@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlmodel import Session, col, select
 
-from shared import leases, losses
+from shared import leases, losses, streams
 from shared.tables import Job, Worker
 from tests.factories import Sessions
 from tests.fakes.upstream import Say, ScriptedUpstream, Stall, WaitFor
@@ -18,6 +18,7 @@ from tests.proxy import Link, through
 from tests.shop import Shop, open_shop
 from tests.valkey import Valkey
 from workers import attempts
+from workers.heartbeat import Heartbeat
 
 
 @pytest.fixture
@@ -131,6 +132,21 @@ async def test_what_is_finished_outlasts_the_lease(shop: Shop, link: Link) -> No
     assert await outcomes(shop, cut) == ["handed_back"]
     assert (await shop.row(cut)).losses == 0
     assert await shop.bench.tx.read(alive) == [shop.bench.heartbeat.worker_id]
+
+
+async def test_without_a_lease_it_listens_as_nobody_and_waits_for_one(shop: Shop) -> None:
+    """Also when it was Redis that went first: nothing breaks, and the next lease is heard."""
+    bench = shop.bench
+    unleased = Heartbeat(bench.settings, bench.tx, bench.redis, models=[], hands=bench.hands)
+    listening = asyncio.create_task(unleased._hear())
+    await asyncio.wait({listening}, timeout=0.2)
+    unleased.worker_id = "wkr_next"
+
+    async def heard() -> bool:
+        return await bench.redis.publish(streams.control_channel("wkr_next"), "any") > 0
+
+    await shop.until(heard)
+    listening.cancel()
 
 
 def alive(session: Session) -> list[str]:
