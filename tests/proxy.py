@@ -85,9 +85,13 @@ class Link:
             )
 
     async def _cut(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            for listening in server.sockets:
+                self._loop.remove_reader(listening)
+            # Who was let in this moment is joined first: `close` would lose hold of its socket.
+            await asyncio.sleep(0)
+            server.close()
         await self._drop()
 
     async def _mend(self) -> None:
@@ -107,7 +111,8 @@ class Link:
         assert task is not None
         self._connections.add(task)
         with suppress(OSError, asyncio.CancelledError), closing(writer.transport):
-            await self._join(reader, writer)
+            if self._server is not None:
+                await self._join(reader, writer)
         self._connections.discard(task)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

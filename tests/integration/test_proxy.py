@@ -1,6 +1,8 @@
 """The link that other tests cut, hang and mend."""
 
+import asyncio
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -62,6 +64,18 @@ def test_a_cut_link_refuses_until_it_is_mended(link: Link, client: redis.Redis) 
             socket.create_connection(("127.0.0.1", link.port))
         link.mend()
         assert client.ping()
+
+
+def test_who_comes_just_as_the_link_is_cut_is_let_go(link: Link) -> None:
+    """asyncio's own server would forget the connection, and leave it open until it is collected."""
+    stalled = threading.Event()
+    link._loop.call_soon_threadsafe(stalled.wait)
+    with dialled(link) as late:
+        cutting = asyncio.run_coroutine_threadsafe(link._cut(), link._loop)
+        stalled.set()
+        cutting.result(5)
+
+        assert not late.recv(1)
 
 
 def test_a_hanging_link_swallows_everything(link: Link, client: redis.Redis) -> None:
