@@ -86,14 +86,12 @@ class Front:
         self.watches.wake()
 
     async def standing(self, job: Job, *, new: bool = False) -> Standing | None:
-        """The place in its lane of a job that waits; without a hint, as of the last second.
+        """The place in its lane of a job that waits; unless it starts soon, as of the last second.
 
         `new`: it has just been accepted here, and those before it may tell it its place.
         """
         if not standing.waits(job):
             return None
-        if job.hinted_at is not None:
-            return await self.tx.look(self._places, job)
         capped = False
         with suppress(ModelNotFound):
             capped = self.catalog.find(job.model).running is not None
@@ -101,6 +99,8 @@ class Front:
         if new:
             with suppress(Forgotten):
                 return standing.foretell(asked, self._lately)
+        if job.hinted_at is not None:
+            return await self.tx.look(self._places, asked)
         return await self.tx.look(self._turns, asked, long=True)
 
     async def forget(self, job: Job) -> None:

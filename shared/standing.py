@@ -25,6 +25,8 @@ FIRST_LOOK: Final = 10
 """Jobs of each source that are counted at first; ten times as many if that does not settle it."""
 FETCHED: Final = 1_000
 """Ids at most that are fetched to tell several jobs their places; beyond that each is counted."""
+DEEP: Final = 100
+"""Jobs ahead from which on a second more or less makes no difference to a job with a hint."""
 ONE_IN_TEN: Final = 1.28
 """Standard deviations that one in ten exceeds."""
 
@@ -113,9 +115,10 @@ def look(
     """
     if not waits(job):
         return None
+    asked, lately = Asked(job, capped), lately or Lately()
     if job.hinted_at is not None:
-        return look_all(session, [job], lately=lately)[0]
-    return _look(Facts(lately or Lately(), session), Asked(job, capped))
+        return look_all(session, [asked], lately=lately)[0]
+    return _look(Facts(lately, session), asked)
 
 
 def waits(job: Job) -> bool:
@@ -124,11 +127,20 @@ def waits(job: Job) -> bool:
 
 
 def foretell(asked: Asked, lately: Lately) -> Standing | None:
-    """Where a new job without a hint stands, going by what was found for others `lately`.
+    """Where a new job stands, going by what was found for others `lately`.
 
-    Raises `Forgotten` when that does not tell.
+    Raises `Forgotten` when that does not tell, or not well enough for one that starts soon.
     """
-    return _look(Facts(lately), asked)
+    job, facts = asked.job, Facts(lately)
+    if job.hinted_at is None:
+        return _look(facts, asked)
+    lane = Lane(job.lane)
+    known = _ahead(facts, lane)
+    ahead = known.before_the_next(job.id)
+    if ahead < DEEP:
+        raise Forgotten(job.id)
+    known.note(job.id, ahead + 1)
+    return _hinted(lane, min(RANK_LIMIT, ahead), facts, facts)
 
 
 def _look(facts: Facts, asked: Asked) -> Standing | None:
@@ -143,27 +155,27 @@ def _look(facts: Facts, asked: Asked) -> Standing | None:
     return Standing(ahead, None if held_back else _Speed(lane, facts, facts).eta(ahead))
 
 
-def look_all(
-    session: Session, hinted: Sequence[Job], *, lately: Lately | None = None
-) -> list[Standing]:
+def look_all(session: Session, asked: Sequence[Asked], *, lately: Lately) -> list[Standing]:
     """Where jobs stand that wait and have their hint; what they have in common is counted once.
 
-    Only the speed of their lanes may be what it was `lately`.
+    Only the speed of their lanes may be what it was `lately`, and for those far behind free slots.
     """
-    pace, slots = Facts(lately or Lately(), session), Facts(Lately(), session)
-    speeds = {lane: _Speed(lane, pace, slots) for lane in Lane}
+    recent, fresh = Facts(lately, session), Facts(Lately(), session)
 
     @cache  # jobs that are accepted together have one moment
     def of(lane: str, moment: int | None) -> tuple[int, list[str]]:
         run, named = session.connection().execute, {"wanted": lane, "moment": moment}
         return run(_EARLIER, named).scalar_one(), list(run(_SAME, named).scalars())
 
-    def standing(job: Job) -> Standing:
+    def standing(each: Asked) -> Standing:
+        job, lane = each.job, Lane(each.job.lane)
         earlier, same = of(job.lane, job.hinted_at)
         ahead = min(RANK_LIMIT, earlier + bisect_left(same, job.id))
-        return Standing(ahead, speeds[Lane(job.lane)].eta(ahead))
+        if each.new:
+            _ahead(recent, lane).note(job.id, ahead + 1)
+        return _hinted(lane, ahead, recent, fresh)
 
-    return [standing(job) for job in hinted]
+    return [standing(each) for each in asked]
 
 
 def look_each(session: Session, asked: Sequence[Asked], *, lately: Lately) -> list[Standing | None]:
@@ -193,6 +205,17 @@ def whole(session: Session, batch: Source) -> tuple[float, float] | None:
     ahead += hints.out(session, lane.value, RANK_LIMIT)
     facts = Facts(Lately(), session)
     return _Speed(lane, facts, facts).spent(ahead + 1)
+
+
+def _hinted(lane: Lane, ahead: int, recent: Facts, fresh: Facts) -> Standing:
+    """A job with a hint, behind so many others."""
+    speed = _Speed(lane, pace=recent, slots=recent if ahead >= DEEP else fresh)
+    return Standing(ahead, speed.eta(ahead))
+
+
+def _ahead(facts: Facts, lane: Lane) -> Known:
+    """How many with a hint are ahead of the newest that has one."""
+    return facts.of(("ahead", lane), lambda _: Known())
 
 
 def _before(facts: Facts, lane: Lane, asked: Asked) -> int | None:

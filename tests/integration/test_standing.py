@@ -12,7 +12,7 @@ from shared.feeding import Flight
 from shared.lately import LASTS, Forgotten, Lately
 from shared.lifecycle import Lane
 from shared.sources import Source
-from shared.standing import Asked
+from shared.standing import Asked, Standing
 from shared.tables import Account, Batch, Job
 from tests.batches import input_file, line_of, new_batch, read
 from tests.factories import HOUR, Sessions, claimed, ran_for, submission, submitted
@@ -93,7 +93,7 @@ def test_many_who_ask_at_once_are_told_what_each_would_be_told(sessions: Session
         batch, runs = submitted(session, lane=Lane.BATCH), claimed(session).job
         asked = [third, batch, fifth, second, third]
 
-        told = standing.look_all(session, asked)
+        told = standing.look_all(session, [Asked(job) for job in asked], lately=Lately())
 
         assert told == [standing.look(session, job) for job in asked]
         assert [each.position for each in told] == [3, 0, 5, 2, 3]
@@ -170,10 +170,16 @@ def test_many_who_ask_together_take_no_more_questions_than_few(sessions: Session
     assert taken[0] == taken[1]
 
 
-def newcomer(session: Session, model: str = "test") -> Asked:
+def newcomer(session: Session, model: str = "test", *, hinted: bool = False) -> Asked:
     """A job of the batch lane that has just been accepted."""
-    new = submitted(session, account="ours", model=model, lane=Lane.BATCH, hinted=False)
+    new = submitted(session, account="ours", model=model, lane=Lane.BATCH, hinted=hinted)
     return Asked(new, new=True)
+
+
+def unknown(new: Asked, lately: Lately) -> None:
+    """Its place cannot be foretold."""
+    with pytest.raises(Forgotten):
+        standing.foretell(new, lately)
 
 
 def test_a_newcomer_is_told_the_place_after_the_one_before_it(sessions: Sessions) -> None:
@@ -189,26 +195,47 @@ def test_a_newcomer_is_told_the_place_after_the_one_before_it(sessions: Sessions
             assert standing.foretell(new, lately) == standing.look(session, new.job)
 
 
+def test_a_newcomer_with_its_hint_is_told_so_too(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From so many ahead on that what changed within a second makes no difference; in its lane."""
+    monkeypatch.setattr(standing, "DEEP", 5)
+    now = [0.0]
+    lately = Lately(lambda: now[0])
+
+    with sessions() as session:
+        leases.register(session, pid=1, slots=100, models=[])
+        submitted(session)
+        for _ in range(6):
+            new = newcomer(session, hinted=True)
+            unknown(new, lately)
+            standing.look_all(session, [Asked(new.job)], lately=lately)
+            unknown(new, lately)  # who knows whether that one was the last
+            standing.look_all(session, [new], lately=lately)
+        for ahead in range(6, 12):
+            new = newcomer(session, hinted=True)
+            assert standing.foretell(new, lately) == standing.look(session, new.job)
+            assert standing.look(session, new.job) == Standing(ahead, (0, 0))
+        now[0] = LASTS
+        unknown(newcomer(session, hinted=True), lately)
+
+
 def test_a_place_is_not_foretold_from_too_little(sessions: Sessions) -> None:
     """Nothing was looked for, not lately, not of this model; or others have come in between."""
     now = [0.0]
     lately = Lately(lambda: now[0])
 
-    def unknown(new: Asked) -> None:
-        with pytest.raises(Forgotten):
-            standing.foretell(new, lately)
-
     with sessions() as session:
         before, first = newcomer(session), newcomer(session)
-        unknown(first)
+        unknown(first, lately)
         standing.look_each(session, [Asked(before.job)], lately=lately)
-        unknown(first)  # who knows whether that one was the last
+        unknown(first, lately)  # who knows whether that one was the last
         standing.look_each(session, [first], lately=lately)
-        unknown(before)
-        unknown(newcomer(session, "another"))
+        unknown(before, lately)
+        unknown(newcomer(session, "another"), lately)
         assert standing.foretell(newcomer(session), lately) is not None
         now[0] = LASTS
-        unknown(newcomer(session))
+        unknown(newcomer(session), lately)
 
 
 def test_what_is_said_of_a_place_is_what_happens(sessions: Sessions) -> None:
