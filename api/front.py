@@ -86,9 +86,10 @@ class Front:
         self.watches.wake()
 
     async def standing(self, job: Job, *, new: bool = False) -> Standing | None:
-        """The place in its lane of a job that waits; unless it starts soon, as of the last second.
+        """The place in its lane of a job that waits; without a hint, as of the last second.
 
-        `new`: it has just been accepted here, and those before it may tell it its place.
+        `new`: it has just been accepted here, and those before it may tell it its place, also with
+        a hint if it does not start soon.
         """
         if not standing.waits(job):
             return None

@@ -85,7 +85,7 @@ class Facts:
 
 
 class Known:
-    """How many jobs of a source came before some others, as of a moment ago."""
+    """How many jobs of a source, or of a lane's hinted ones, came before some others lately."""
 
     def __init__(self) -> None:
         self.places: list[tuple[str, int]] = []
@@ -140,7 +140,7 @@ def foretell(asked: Asked, lately: Lately) -> Standing | None:
     if ahead < DEEP:
         raise Forgotten(job.id)
     known.note(job.id, ahead + 1)
-    return _hinted(lane, min(RANK_LIMIT, ahead), facts, facts)
+    return _behind(lane, min(RANK_LIMIT, ahead), facts, facts)
 
 
 def _look(facts: Facts, asked: Asked) -> Standing | None:
@@ -173,7 +173,7 @@ def look_all(session: Session, asked: Sequence[Asked], *, lately: Lately) -> lis
         ahead = min(RANK_LIMIT, earlier + bisect_left(same, job.id))
         if each.new:
             _ahead(recent, lane).note(job.id, ahead + 1)
-        return _hinted(lane, ahead, recent, fresh)
+        return _behind(lane, ahead, recent, fresh)
 
     return [standing(each) for each in asked]
 
@@ -207,7 +207,7 @@ def whole(session: Session, batch: Source) -> tuple[float, float] | None:
     return _Speed(lane, facts, facts).spent(ahead + 1)
 
 
-def _hinted(lane: Lane, ahead: int, recent: Facts, fresh: Facts) -> Standing:
+def _behind(lane: Lane, ahead: int, recent: Facts, fresh: Facts) -> Standing:
     """A job with a hint, behind so many others."""
     speed = _Speed(lane, pace=recent, slots=recent if ahead >= DEEP else fresh)
     return Standing(ahead, speed.eta(ahead))
