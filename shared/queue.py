@@ -30,7 +30,7 @@ ROUND: Final = 1_000
 PAGE: Final = 500
 """Hints that are read from a queue at once: half a megabyte, and milliseconds of a loop's time."""
 
-SHARED: Final = 8
+SHARED: Final = 16
 """Interactive jobs that share a hint while the workers keep up."""
 SHORT: Final = 4
 """Hints in a queue that is emptied as fast as it fills."""

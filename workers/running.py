@@ -85,9 +85,7 @@ class Running:
             if delta.usage is not None:
                 self.usage = delta.usage
             self.transcript.add(delta.choices, delta.extra)
-            if delta.raw:
-                # A copy, for it is kept: what orjson makes has 4 KiB, however short it is.
-                self._unsaid.append(bytes(memoryview(self._with_warnings(delta.raw))))
+            self._unsaid += self._with_warnings(delta.lines) if self.left_out else delta.lines
         if self.transcript.spoke:
             self.first_delta_at = self.first_delta_at or clock.now()
             self.publish()
@@ -136,12 +134,13 @@ class Running:
             upstream_status=self.upstream_status,
         )
 
-    def _with_warnings(self, delta: bytes) -> bytes:
-        """The delta; the attempt's first is where a stream's reader learns what was left out."""
-        warned, self._warned = self._warned, True
-        if warned or not self.left_out:
-            return delta
-        return delta[:-1] + b"," + orjson.dumps({"warnings": self._warnings()})[1:]
+    def _with_warnings(self, lines: list[bytes]) -> list[bytes]:
+        """The lines; the attempt's first is where a stream's reader learns what was left out."""
+        if self._warned or not lines:
+            return lines
+        self._warned = True
+        first = lines[0][:-1] + b"," + orjson.dumps({"warnings": self._warnings()})[1:]
+        return [first, *lines[1:]]
 
     def _warnings(self) -> list[dict[str, Any]] | None:
         if not self.left_out:

@@ -203,16 +203,18 @@ def test_what_is_streamed_is_what_the_same_upstream_answers_unstreamed(
 def test_each_delta_keeps_its_chunk_as_json_without_what_we_say_ourselves(
     fake: ScriptedUpstream,
 ) -> None:
-    """`raw` is the chunk; id, object, created, model, usage and obfuscation are gone."""
+    """A line is the chunk; id, object, created, model, usage and obfuscation are gone."""
     told = {"choices": [{"index": 0, "delta": {"content": "a"}, "odd": 1}], "obfuscation": "xxxx"}
     fake.script("raw", Chunk(told | {"system_fingerprint": "fp"}))
 
     heard = ask(fake.base_url, "raw")
 
     first, usage = heard.deltas[0], heard.deltas[-1]
-    assert json.loads(first.raw) == {"choices": first.choices, "system_fingerprint": "fp"}
+    assert list(map(json.loads, first.lines)) == [
+        {"choices": first.choices, "system_fingerprint": "fp"}
+    ]
     assert first.extra == {"system_fingerprint": "fp"}
-    assert (usage.choices, usage.raw) == ([], b"")
+    assert (usage.choices, usage.lines) == ([], [])
     assert usage.usage is not None
 
 
@@ -227,7 +229,7 @@ def test_usage_is_taken_from_any_chunk(fake: ScriptedUpstream) -> None:
 
     assert heard.error is None
     assert heard.usage == counts
-    assert b"usage" not in heard.deltas[-1].raw
+    assert b"usage" not in b"".join(heard.deltas[-1].lines)
 
 
 def test_chunks_that_say_nothing_are_dropped_and_filter_results_are_not(
@@ -241,7 +243,7 @@ def test_chunks_that_say_nothing_are_dropped_and_filter_results_are_not(
     heard = ask(fake.base_url, "idle")
 
     assert heard.error is None
-    told = [json.loads(delta.raw) for delta in heard.deltas if delta.raw]
+    told = [json.loads(line) for delta in heard.deltas for line in delta.lines]
     assert [bool(chunk["choices"]) for chunk in told] == [True, True, True]
     assert [chunk.get("prompt_filter_results") for chunk in told] == [
         [{"prompt_index": 0}],
@@ -284,7 +286,7 @@ def test_where_the_network_cuts_the_stream_changes_nothing(
 
     assert heard.error is None
     assert heard.text == "".join(words)
-    assert [json.loads(delta.raw) for delta in heard.deltas] == chunks
+    assert [json.loads(line) for delta in heard.deltas for line in delta.lines] == chunks
 
 
 NAMES = ["content", "role", "function", "custom", "id", "index", "name", "arguments", "error"]
@@ -598,13 +600,13 @@ def test_a_reader_that_takes_its_time_is_not_the_upstreams_silence(fake: Scripte
             opened(OpenAIUpstream, at(fake.base_url), HASTY) as upstream,
             aclosing(upstream.stream(ASKED, model="say-60-d10ms")) as stream,
         ):
-            count = len(await anext(stream)) + len(await anext(stream))
+            lines = [line for _ in range(2) for each in await anext(stream) for line in each.lines]
             await asyncio.to_thread(fake.wait_until, is_done)
             async for deltas in stream:
-                count += len(deltas)
-            return count
+                lines += [line for each in deltas for line in each.lines]
+            return len(lines)
 
-    assert uvloop.run(dawdle()) == 63
+    assert uvloop.run(dawdle()) == 62
 
 
 def test_a_connection_that_breaks_while_its_reader_is_busy_is_noticed_afterwards(
@@ -646,7 +648,7 @@ async def be_cancelled(stream: AsyncGenerator[list[Delta], None]) -> None:
     async def drain() -> None:
         async with aclosing(stream):
             async for deltas in stream:
-                if any(b"word" in delta.raw for delta in deltas):
+                if any(b"word" in line for delta in deltas for line in delta.lines):
                     heard.set()
 
     task = asyncio.create_task(drain())

@@ -165,7 +165,7 @@ def test_a_stream_put_together_again_is_the_unstreamed_answer(
     transcript = Transcript()
     usage = None
     for delta in heard(pieces):
-        assert json.loads(delta.raw) == {"choices": delta.choices}
+        assert list(map(json.loads, delta.lines)) == [{"choices": delta.choices}]
         transcript.add(delta.choices, delta.extra)
         usage = delta.usage or usage
 

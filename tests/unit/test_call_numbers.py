@@ -39,5 +39,6 @@ def test_each_call_has_one_number_of_its_own(
         chunk = {"choices": [{"index": 0, "delta": {"tool_calls": [one]}}]}
         said += reader.feed(b"data: " + json.dumps(chunk).encode() + b"\n\n")
 
-    heard = [json.loads(delta.raw)["choices"][0]["delta"]["tool_calls"][0] for delta in said]
+    told = [json.loads(line)["choices"][0] for delta in said for line in delta.lines]
+    heard = [choice["delta"]["tool_calls"][0] for choice in told]
     assert [call["index"] for call in heard] == numbers

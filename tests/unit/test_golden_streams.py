@@ -30,10 +30,11 @@ def written(said: str | dict[str, Any]) -> bytes:
 
 def shown(delta: Delta) -> dict[str, Any]:
     """A delta as its chunk, with the usage that came along."""
-    chunk: dict[str, Any] = json.loads(delta.raw or b"{}")
+    assert len(delta.lines) <= 1
+    chunk: dict[str, Any] = json.loads(delta.lines[0]) if delta.lines else {}
     assert chunk.get("choices", []) == delta.choices
     assert {name: chunk[name] for name in chunk if name != "choices"} == (
-        delta.extra or {} if delta.raw else {}
+        delta.extra or {} if delta.lines else {}
     )
     return chunk | ({} if delta.usage is None else {"usage": delta.usage})
 

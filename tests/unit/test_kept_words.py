@@ -3,14 +3,12 @@
 import tracemalloc
 from typing import Any, cast
 
-import orjson
-
 from shared.jobs import Lease
 from shared.leases import Claim
 from shared.tables import Job
 from workers.publisher import Publisher, Unread
 from workers.running import Running
-from workers.upstreams.protocol import Delta
+from workers.upstreams.protocol import Delta, line
 
 WORDS = 500
 
@@ -24,7 +22,7 @@ def test_a_word_that_is_kept_takes_about_its_own_size() -> None:
     try:
         for number in range(WORDS):
             choices: list[dict[str, Any]] = [{"index": 0, "delta": {"content": f"{number} "}}]
-            running.hear([Delta(choices, orjson.dumps({"choices": choices}))])
+            running.hear([Delta(choices, [line({"choices": choices})])])
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

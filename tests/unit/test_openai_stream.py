@@ -108,7 +108,7 @@ def test_a_stream_put_together_again_is_the_unstreamed_answer(
     assert reader.failure is None
     reader.check_ending()
     assert put_together(deltas) == whole
-    told = [json.loads(delta.raw) for delta in deltas if delta.raw]
+    told = [json.loads(line) for delta in deltas for line in delta.lines]
     assert all(type(chunk["choices"][0]["delta"]) is dict for chunk in told)
     assert all(chunk["choices"][0]["delta"].get("content", "") is not None for chunk in told)
 

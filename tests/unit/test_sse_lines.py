@@ -28,6 +28,8 @@ def read(*pieces: bytes) -> list[bytes]:
         (b"id: 1\nevent: error\nretry: 5\ndata: a\n\n", [b"a"]),
         (b"data:\n\ndata: \n\ndata: a\n\n", [b"a"]),
         (b"data\n\ndatax: b\n\n", []),
+        (b"data: a\n\ndata: \n\ndata: b\n\n", [b"a", b"b"]),
+        (b"data: a\r\n\ndata: b\n\n", [b"a", b"b"]),
         (b"data: a\n", [b"a"]),
         (b"data: a", [b"a"]),
         (b"\n\n\n", []),
@@ -64,6 +66,19 @@ def test_where_the_network_cuts_the_stream_changes_nothing(
     said, pieces = case
 
     assert [json.loads(payload) for payload in read(*pieces)] == said
+
+
+@pytest.mark.parametrize(
+    "pieces, payloads",
+    [
+        ([b"data: a", b"data: b\n\n"], [b"adata: b"]),
+        ([b"data: a\n", b"data: b\n\n"], [b"a\nb"]),
+        ([b"data: a\n\ndata: b", b"\n", b"\n", b"data: c\n\n"], [b"a", b"b", b"c"]),
+    ],
+)
+def test_what_has_begun_before_goes_on(pieces: list[bytes], payloads: list[bytes]) -> None:
+    """Also with a piece that would be whole events by itself."""
+    assert read(*pieces) == payloads
 
 
 @given(st.lists(st.binary(max_size=40), max_size=20))

@@ -8,7 +8,7 @@ import orjson
 from shared.errors import UpstreamDisconnected, UpstreamError
 from workers.upstreams import failures
 from workers.upstreams.lines import SSELines
-from workers.upstreams.protocol import Delta
+from workers.upstreams.protocol import Delta, line
 
 FINISH_REASONS: Final = {
     "end_turn": "stop",
@@ -219,7 +219,7 @@ def _delta(
     **more: Any,
 ) -> Delta:
     choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason, **more}]
-    return Delta(choices, orjson.dumps({"choices": choices}), usage)
+    return Delta(choices, [line({"choices": choices})], usage)
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

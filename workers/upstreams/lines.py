@@ -20,14 +20,15 @@ class SSELines:
 
         Raises `UpstreamError` when a line, or an event, grows past the limit.
         """
+        if not (self._held or self._data) and (plain := _plain(piece)) is not None:
+            return plain
         head, newline, tail = piece.rpartition(b"\n")
         payloads: list[bytes] = []
         if newline:
-            self._held.append(head)
-            whole = b"".join(self._held)
-            self._held, self._held_size = [], 0
-            for line in whole.split(b"\n"):
-                self._read(line, payloads)
+            if self._held:
+                head = b"".join((*self._held, head))
+                self._held, self._held_size = [], 0
+            self._read(head.split(b"\n"), payloads)
         if tail:
             self._held.append(tail)
             self._held_size += len(tail)
@@ -39,15 +40,26 @@ class SSELines:
         """What a stream that was not closed by an empty line still held."""
         return self.feed(b"\n\n")
 
-    def _read(self, line: bytes, payloads: list[bytes]) -> None:
-        if line.endswith(b"\r"):
-            line = line[:-1]
-        if line.startswith(b"data:"):
-            value = line[6:] if line.startswith(b" ", 5) else line[5:]
-            self._data.append(value)
-            self._data_size += len(value)
-        elif not line and self._data:
-            payload = b"\n".join(self._data)
-            self._data, self._data_size = [], 0
-            if payload:
-                payloads.append(payload)
+    def _read(self, lines: list[bytes], payloads: list[bytes]) -> None:
+        data = self._data
+        for line in lines:
+            if line.endswith(b"\r"):
+                line = line[:-1]
+            if line.startswith(b"data:"):
+                data.append(line[6:] if line.startswith(b" ", 5) else line[5:])
+                self._data_size += len(data[-1])
+            elif data and not line:
+                if payload := b"\n".join(data):
+                    payloads.append(payload)
+                data.clear()
+                self._data_size = 0
+
+
+def _plain(piece: bytes) -> list[bytes] | None:
+    """The data of whole events with a line of data each, as most come; None of any others."""
+    if not (piece.startswith(b"data: ") and piece.endswith(b"\n\n")):
+        return None
+    events = piece[6:-2].split(b"\n\ndata: ")
+    if piece.count(b"\n") != 2 * len(events) or b"\r" in piece:
+        return None
+    return events if all(events) else [event for event in events if event]

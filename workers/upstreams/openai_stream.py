@@ -9,12 +9,11 @@ from shared.errors import UpstreamDisconnected, UpstreamError
 from workers.upstreams import failures
 from workers.upstreams.calls import Reader
 from workers.upstreams.lines import LIMIT, SSELines
-from workers.upstreams.protocol import Delta
+from workers.upstreams.protocol import Delta, line
+from workers.upstreams.texts import Texts, is_text
 
 OURS: Final = frozenset({"id", "object", "created", "model", "obfuscation", "usage"})
 """Fields of a chunk that we say ourselves, or that only blur its length."""
-TEXT: Final = frozenset({"content"})
-"""All there is in most deltas; what looks at every word looks at these first."""
 STEADY: Final = frozenset({"service_tier", "system_fingerprint"})
 """Fields that are no news in a chunk without choices."""
 
@@ -72,19 +71,19 @@ class _Chunks:
             theirs, self._untold = {**theirs, **self._untold}, {}
         extra = {name: theirs[name] for name in theirs if name != "choices"}
         if choices:
-            return Delta(choices, orjson.dumps(theirs), usage, extra or None)
+            return Delta(choices, [line(theirs)], usage, extra or None)
         if usage:
             # Asked for by us, not by the caller, whatever else its server puts into it.
-            return Delta([], b"", usage, extra or None)
+            return Delta([], [], usage, extra or None)
         if any(extra[name] is not None for name in extra.keys() - STEADY):
             # Clients read `choices[0]` of every chunk: the next that has one tells this as well.
             self._untold = extra
-            return Delta([], b"", None, extra)
+            return Delta([], [], None, extra)
         return None
 
     def _note(self, choice: dict[str, Any]) -> None:
         index = choice.get("index") or 0
-        if _is_text(choice):
+        if is_text(choice):
             self._seen.add(index)
             return
         if not _well_formed(choice):
@@ -138,6 +137,7 @@ class ChatEvents(_Chunks):
     def __init__(self, n: int, secret: str | None) -> None:
         super().__init__(n, secret)
         self._lines = SSELines()
+        self._texts = Texts()
 
     def feed(self, piece: bytes) -> list[Delta]:
         """The deltas this piece completes; an empty piece is the end. A failure is noted."""
@@ -147,15 +147,19 @@ class ChatEvents(_Chunks):
                 if payload.startswith(b"[DONE]"):
                     self.done = True
                     break
+                if self._texts.take(payload):
+                    continue
+                deltas += self._texts.gathered()
                 if (delta := self.take(orjson.loads(payload))) is not None:
                     deltas.append(delta)
+                    self._texts.learn(payload, delta)
         except UpstreamError as error:
             self.failure = error
         except (AttributeError, TypeError, ValueError):
             # What was cut off by the end of the stream is no chunk either: `check_ending` tells.
             if piece:
                 self.failure = UpstreamError("The upstream sent what is not a chunk.")
-        return deltas
+        return deltas + self._texts.gathered()
 
 
 class ChatBody(_Chunks):
@@ -197,19 +201,6 @@ def _error_in(chunk: dict[str, Any]) -> Any:
     """The error that a chunk carries, or is."""
     bare = "choices" not in chunk and "message" in chunk
     return chunk.get("error") or (chunk if bare else None)
-
-
-def _is_text(choice: dict[str, Any]) -> bool:
-    """Whether it is a piece of text and no more."""
-    delta = choice.get("delta")
-    return (
-        type(delta) is dict
-        and delta.keys() == TEXT
-        and type(delta["content"]) is str
-        and type(choice.get("index")) is int
-        and choice.get("finish_reason") is None
-        and choice.get("logprobs") is None
-    )
 
 
 def _well_formed(choice: dict[str, Any]) -> bool:

@@ -5,18 +5,27 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
+import orjson
+
 
 class Delta(NamedTuple):
-    """One chunk of what a model says."""
+    """One chunk of what a model says, or several in a row that are nothing but text."""
 
     choices: list[dict[str, Any]]
     """OpenAI's `choices` of a chunk: `index`, `delta`, `finish_reason`, perhaps `logprobs`."""
-    raw: bytes
-    """The chunk as one line of JSON, without `id`, `object`, `created`, `model` and `usage`."""
+    lines: list[bytes]
+    """Each chunk as a line of JSON, without `id`, `object`, `created`, `model` and `usage`; none of
+    a chunk without choices."""
     usage: dict[str, Any] | None = None
     """OpenAI's usage object, when the upstream gave it with this chunk."""
     extra: dict[str, Any] | None = None
     """What else stood in the chunk (`system_fingerprint`, …); None when nothing did."""
+
+
+def line(chunk: dict[str, Any]) -> bytes:
+    """A chunk as a delta's line."""
+    # A copy, for it is kept: what orjson makes has 4 KiB, however short it is.
+    return bytes(memoryview(orjson.dumps(chunk)))
 
 
 @dataclass(frozen=True, slots=True)
