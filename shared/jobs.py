@@ -371,9 +371,13 @@ def check_single(job: Job) -> None:
 
 @cache
 def startable() -> tuple[ColumnElement[bool], ...]:
-    """What must hold of a queued job before a worker may take it."""
+    """What must hold of a job before a worker may take it."""
+    return (col(Job.status) == JobStatus.QUEUED.value, *due())
+
+
+def due() -> tuple[ColumnElement[bool], ...]:
+    """The same of a job that is known to be queued."""
     return (
-        col(Job.status) == JobStatus.QUEUED.value,
         or_(col(Job.run_at).is_(None), col(Job.run_at) <= database_now()),
         or_(
             col(Job.expires_at).is_(None),

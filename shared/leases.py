@@ -215,7 +215,7 @@ def _held_by(session: Session, job_ids: Sequence[str], worker_id: str) -> list[J
 @lru_cache  # so that the statement with them is built once
 def _claimable(worker_id: str) -> tuple[ColumnElement[bool], ...]:
     return (
-        *jobs.startable(),
+        *jobs.due(),
         col(Job.hinted_at).is_not(None),  # so that whoever lets jobs in keeps the limits
         exists().where(col(Worker.id) == worker_id, col(Worker.alive)),
     )

@@ -8,12 +8,17 @@ from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import (
+    ARRAY,
+    JSON,
     BigInteger,
     ColumnElement,
     Executable,
     SQLColumnExpression,
+    Text,
+    any_,
     bindparam,
     false,
+    func,
     insert,
     or_,
     update,
@@ -28,6 +33,17 @@ from shared.tables import Attempt, Job, JobContent
 NEW: Final = "new_"
 """Before a column's name: the parameter with its new value."""
 _NOW: Final = database_now()
+_ONE: Final = col(Job.id) == bindparam("moved")
+_AMONG: Final = {
+    # One parameter, however many they are: a list would be written out, and planned, each time.
+    "postgresql": col(Job.id) == any_(bindparam("moved", type_=ARRAY(Text))),
+    "sqlite": col(Job.id).in_(
+        select(func.json_each(bindparam("moved", type_=JSON)).table_valued("value").c.value)
+    ),
+}
+_STATUS: Final = col(Job.status).concat("")
+"""Not plainly the column, for which PostgreSQL may search the index of all that are queued, and what
+it has not yet forgotten of those that were: a job is found by its id."""
 _REQUEST: Final = select(col(JobContent.request)).where(col(JobContent.job_id) == col(Job.id))
 
 
@@ -39,9 +55,10 @@ def statement(
     attempt: int | None = None,
     columns: Mapping[str, Any],
     whole: bool = True,
+    among: ColumnElement[bool] | None = None,
 ) -> tuple[Executable, dict[str, Any]]:
-    """The UPDATE of a job, or of several, and its parameters; with an `attempt`, of one that is in
-    the midst of it.
+    """The UPDATE of a job, and its parameters; with an `attempt`, of one that is in the midst of
+    it. `among`: of several, in the database's own way.
 
     It returns what was asked (`asked`) if it begins, or whether its account has an endpoint that is
     told of its end (`wanted`); then all of the job's columns, or only its id unless `whole`.
@@ -50,34 +67,28 @@ def statement(
         columns = {"completed_at": _NOW, **columns, "status_reason": None}
     reckoned = {name: it for name, it in columns.items() if isinstance(it, SQLColumnExpression)}
     given = {NEW + name: it for name, it in columns.items() if name not in reckoned}
-    one = isinstance(moved, str)
-    built = _built(
-        to, one, attempt is not None, guards, tuple(reckoned.items()), tuple(given), whole
-    )
+    which = (_ONE if among is None else among, *guards)
+    built = _built(to, attempt is not None, which, tuple(reckoned.items()), tuple(given), whole)
     return built, {"moved": moved, "fence": attempt, **given}
 
 
 @lru_cache  # an expression is itself only: callers keep those that are needed often
 def _built(
     to: JobStatus,
-    one: bool,
     fenced: bool,
-    guards: tuple[ColumnElement[bool], ...],
+    which: tuple[ColumnElement[bool], ...],
     reckoned: tuple[tuple[str, SQLColumnExpression[Any]], ...],
     given: tuple[str, ...],
     whole: bool,
 ) -> Executable:
     conditions = [
-        col(Job.id) == bindparam("moved")
-        if one
-        else col(Job.id).in_(bindparam("moved", expanding=True)),
+        *which,
         # Not IN, whose list would be written out anew each time.
-        or_(*(col(Job.status) == status.value for status in leading_to(to))),
-        *guards,
+        or_(*(_STATUS == status.value for status in leading_to(to))),
     ]
     if fenced:
         # A job that was taken away and waits still has the number of its last attempt.
-        running = col(Job.status) == JobStatus.IN_PROGRESS.value
+        running = _STATUS == JobStatus.IN_PROGRESS.value
         conditions += [running, col(Job.attempt) == bindparam("fence")]
     beside = (events.wanted() if to in TERMINAL else false()).label("wanted")
     if to == JobStatus.IN_PROGRESS:
@@ -98,10 +109,10 @@ def begin(
 
     Returns each, and what it was asked, if that is kept.
     """
-    moved = job_ids[0] if len(job_ids) == 1 else job_ids  # a list is written out each time
-    change, named = statement(moved, JobStatus.IN_PROGRESS, guards, columns=columns)
     session.flush()
     connection, now = session.connection(), clock.now()
+    among = _AMONG[connection.dialect.name]
+    change, named = statement(job_ids, JobStatus.IN_PROGRESS, guards, columns=columns, among=among)
     at_once = connection.dialect.name == "postgresql"
     if at_once:
         change, named = _entering(change), {**named, "begun_at": now}

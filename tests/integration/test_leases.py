@@ -1,5 +1,6 @@
 """Leases on a real database: claim, settle, rescue, hints and leadership, alone and in races."""
 
+import re
 from datetime import timedelta
 from functools import partial
 
@@ -25,6 +26,7 @@ from tests.factories import (
     waiting,
     worker,
 )
+from tests.plans import explained, recorded
 
 OUTCOMES: dict[str, Outcome] = {
     "completed": Completed(SAID),
@@ -109,6 +111,18 @@ def test_many_are_claimed_at_once(sessions: Sessions) -> None:
         assert [attempt_of(session, claim.lease).worker_id for claim in claims if claim] == [
             *(first, second, first)
         ]
+
+
+def test_what_is_claimed_is_found_by_its_id(sessions: Sessions) -> None:
+    """The index of all that are queued has those that were, too, until PostgreSQL forgets them."""
+    with sessions() as session:
+        ours = worker(session)
+        wanted = [(submitted(session).id, ours) for _ in range(3)]
+    with sessions() as session, recorded(sessions.engine) as statements:
+        leases.claim_all(session, wanted)
+
+    plan = explained(sessions, *statements[0])
+    assert "ix_jobs_" not in plan and re.search("jobs_pkey|autoindex_jobs_1", plan)
 
 
 def test_a_job_that_may_not_start_is_not_claimed(sessions: Sessions) -> None:
