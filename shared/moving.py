@@ -41,9 +41,9 @@ _AMONG: Final = {
         select(func.json_each(bindparam("moved", type_=JSON)).table_valued("value").c.value)
     ),
 }
-_STATUS: Final = col(Job.status).concat("")
-"""Not plainly the column, for which PostgreSQL may search the index of all that are queued, and what
-it has not yet forgotten of those that were: a job is found by its id."""
+_status: Final = col(Job.status).concat("")
+"""Not plainly the column, for which PostgreSQL may search the index of all that are queued, and of
+all that were until it forgets them: a job is found by its id."""
 _REQUEST: Final = select(col(JobContent.request)).where(col(JobContent.job_id) == col(Job.id))
 
 
@@ -84,11 +84,11 @@ def _built(
     conditions = [
         *which,
         # Not IN, whose list would be written out anew each time.
-        or_(*(_STATUS == status.value for status in leading_to(to))),
+        or_(*(_status == status.value for status in leading_to(to))),
     ]
     if fenced:
         # A job that was taken away and waits still has the number of its last attempt.
-        running = _STATUS == JobStatus.IN_PROGRESS.value
+        running = _status == JobStatus.IN_PROGRESS.value
         conditions += [running, col(Job.attempt) == bindparam("fence")]
     beside = (events.wanted() if to in TERMINAL else false()).label("wanted")
     if to == JobStatus.IN_PROGRESS:

@@ -122,7 +122,8 @@ def test_what_is_claimed_is_found_by_its_id(sessions: Sessions) -> None:
         leases.claim_all(session, wanted)
 
     plan = explained(sessions, *statements[0])
-    assert "ix_jobs_" not in plan and re.search("jobs_pkey|autoindex_jobs_1", plan)
+    assert "ix_jobs_" not in plan
+    assert re.search("jobs_pkey|autoindex_jobs_1", plan)
 
 
 def test_a_job_that_may_not_start_is_not_claimed(sessions: Sessions) -> None:
