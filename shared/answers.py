@@ -41,7 +41,7 @@ def look_all(session: Session, job_ids: Sequence[str]) -> list[Seen]:
     found = {}
     for row in session.connection().execute(_SEEN, {"wanted": [*job_ids]}):
         *columns, kept_id, response, available = row
-        job = rows.load(session, Job, columns)
+        job = rows.read(session, Job, columns)
         found[job.id] = Seen(job, None if kept_id is None else Kept(response, available))
     for job_id in job_ids:
         if job_id not in found:

@@ -117,7 +117,7 @@ def begin(
     if at_once:
         change, named = _entering(change), {**named, "begun_at": now}
     found = connection.execute(change, named)
-    begun = [(rows.load(session, Job, row), asked) for asked, *row in found]
+    begun = [(rows.read(session, Job, row), asked) for asked, *row in found]
     if not at_once:
         blank = {**rows.blank(Attempt), "worker_id": columns["worker_id"], "started_at": now}
         tried = ({**blank, "job_id": job.id, "number": job.attempt} for job, _ in begun)

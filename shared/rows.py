@@ -121,6 +121,13 @@ def load(session: Session, kind: type[T], values: Sequence[Any]) -> T:
     return put(session, kind, dict(zip(names(kind), values, strict=False)))
 
 
+def read(session: Session, kind: type[T], values: Sequence[Any]) -> T:
+    """A row to look at, given all of its `columns`; the object itself if the session knows it."""
+    row = dict(zip(names(kind), values, strict=False))
+    known = (kind, (row["id"],), None) in session.identity_map
+    return put(session, kind, row) if known else seen(kind, row)
+
+
 def seen(kind: type[T], values: Mapping[str, Any]) -> T:
     """A row to look at: its attributes, and nothing that the ORM would know it by."""
     return cast(T, SimpleNamespace(**values))

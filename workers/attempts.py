@@ -12,7 +12,6 @@ from typing import Any
 import orjson
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy.orm.attributes import set_committed_value
 
 from shared import completing, endings, features, jobs, leases, prices, streams
 from shared.catalog import Model
@@ -304,9 +303,7 @@ async def _written(tx: Transactions, claim: Claim, outcome: Outcome) -> Job | No
     done = completing.Done(claim.lease, outcome, job)
     status = await tx.together(job.account_id, completing.settle, done)
     if status is not None:
-        ended = {"status": status.value, "error": None, "usage": outcome.said.usage}
-        for name, now in ended.items():
-            set_committed_value(job, name, now)
+        job.status, job.error, job.usage = status.value, None, outcome.said.usage
     return None if status is None else job
 
 

@@ -211,7 +211,7 @@ def test_a_lost_lease_cannot_finish_the_job(sessions: Sessions, word: str) -> No
         losses.rescue(session, 10)
         held = taken(session, lost.job_id, worker(session))
         assert held is not None
-        before = held.job.model_dump()
+        before = session.get_one(Job, lost.job_id, populate_existing=True).model_dump()
 
     with sessions() as session:
         assert leases.settle(session, lost, OUTCOMES[word]) is None

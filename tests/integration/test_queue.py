@@ -136,13 +136,13 @@ def test_jobs_share_hints_only_while_workers_keep_up(bench: Bench) -> None:
     before = send("before", 2)
     bench.redis.delete(INTERACTIVE)
     send("short", 1)
-    shared = send("shared", 10)
+    shared = send("shared", 18)
     bench.redis.lpush(INTERACTIVE, *bench.redis.lrange(INTERACTIVE, 0, -1) * 3)
     send("long", 1)
     after = send("after", 2)
 
     assert before == [[["before-0"], {}], [["before-1"], {}]]
-    assert [len(ids) for ids, _ in shared] == [8, 2]
+    assert [len(ids) for ids, _ in shared] == [16, 2]
     assert [options for _, options in shared] == [{"wait": False}] * 2
     assert after == [[["after-0"], {}], [["after-1"], {}]]
 
