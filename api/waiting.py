@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from fastapi import Request
 from redis.exceptions import RedisError
@@ -11,7 +13,7 @@ from api.front import Front
 from api.hub import Bell
 from api.sse import left
 from shared import answers, streams
-from shared.answers import Seen
+from shared.answers import Kept, Seen
 from shared.errors import Unavailable
 from shared.lifecycle import TERMINAL
 from shared.tables import Job
@@ -29,39 +31,46 @@ async def until_ended(
         return Seen(job)
     until = time.monotonic() + seconds
     if bell is not None:
-        return await _attended(front, job, until, request, bell)
+        return await _attended(front, job, until, request, bell, anew=True)
     async with front.hub.listen(job.id) as new:
         new.miss()
-        return await _attended(front, job, until, request, new)
+        return await _attended(front, job, until, request, new, anew=False)
 
 
-async def _attended(front: Front, job: Job, until: float, request: Request, bell: Bell) -> Seen:
+async def _attended(
+    front: Front, job: Job, until: float, request: Request, bell: Bell, *, anew: bool
+) -> Seen:
     """Wait for the bell's last message, and have it wake us when the client leaves."""
     leaving = asyncio.ensure_future(left(request.receive))
     leaving.add_done_callback(lambda _: bell.wake())
     try:
-        return await _heard(front, job, until, leaving, bell)
+        return await _heard(front, job, until, leaving, bell, anew=anew)
     finally:
         leaving.cancel()
 
 
 async def _heard(
-    front: Front, job: Job, until: float, leaving: asyncio.Future[None], bell: Bell
+    front: Front,
+    job: Job,
+    until: float,
+    leaving: asyncio.Future[None],
+    bell: Bell,
+    *,
+    anew: bool,
 ) -> Seen:
-    """Wait for the bell's last message; look for ourselves when it missed something, or is quiet
-    for long."""
+    """Wait for the bell's last message; look for ourselves when it missed something, is quiet for
+    long, or did not bring the answer of a job that is `anew`."""
 
     def over() -> bool:
         return front.draining or leaving.done() or time.monotonic() >= until
 
     quiet, seen = QUIET, Seen(job)
     while True:
-        while not (bell.missed or over()):
-            messages = await bell.wait(min(quiet, until - time.monotonic()))
-            ends = (streams.parse_message(each).kind == streams.END for each in messages)
-            if not messages or any(ends):
-                quiet = min(quiet * 2, QUIETEST)
-                break
+        end = await _end(bell, until, quiet, over)
+        if anew and end is not None and (brought := _brought(job, end.fields)) is not None:
+            return brought
+        if not bell.missed:
+            quiet = min(quiet * 2, QUIETEST)
         bell.caught_up()
         try:
             seen = await front.tx.look(answers.look_all, job.id)
@@ -70,6 +79,30 @@ async def _heard(
                 raise
         if seen.job.status in TERMINAL or over():
             return seen
+
+
+async def _end(
+    bell: Bell, until: float, quiet: float, over: Callable[[], bool]
+) -> streams.Entry | None:
+    """The bell's last message; None when it missed something, is quiet for long, or it is over."""
+    while not (bell.missed or over()):
+        messages = await bell.wait(min(quiet, until - time.monotonic()))
+        for entry in map(streams.parse_message, messages):
+            if entry.kind == streams.END:
+                return entry
+        if not messages:
+            break
+    return None
+
+
+def _brought(job: Job, end: Mapping[str, Any]) -> Seen | None:
+    """The job as it ended, and its answer, if the last message had it; of the job's columns, those
+    that an answer is made of."""
+    answer = end.get("answer")
+    if answer is None:
+        return None
+    job.status, job.cost, job.served_model = end["status"], answer["cost"], answer["served_model"]
+    return Seen(job, Kept(answer["response"].encode(), answer["available"]))
 
 
 async def last_entry(front: Front, job: Job) -> streams.Entry | None:

@@ -15,8 +15,8 @@ class Kept(NamedTuple):
     """What there is to answer, once the job has ended."""
 
     response: bytes | None
-    available: int
-    """Nano-credits that its account can spend now."""
+    available: int | None
+    """Nano-credits that its account can spend now; None of one that was free, if nobody asked."""
 
 
 class Seen(NamedTuple):

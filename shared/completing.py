@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Executable
 from sqlmodel import Session
@@ -41,8 +41,16 @@ class Done:
         return self.job.webhook is None and self.cost <= (self.job.held or 0)
 
 
-def settle(session: Session, many: list[Done]) -> list[JobStatus | None]:
-    """Write down how each ended; its status, or None for one whose lease was lost.
+class Ended(NamedTuple):
+    """What became of a job."""
+
+    status: JobStatus
+    available: int | None
+    """Nano-credits that its account can spend now; None when that was not looked at."""
+
+
+def settle(session: Session, many: list[Done]) -> list[Ended | None]:
+    """Write down how each ended; None for one whose lease was lost.
 
     They are one account's. Idempotent, as `leases.settle` is.
     """
@@ -51,9 +59,9 @@ def settle(session: Session, many: list[Done]) -> list[JobStatus | None]:
     in_turn = sorted(many, key=lambda one: one.lease.job_id)
     moved = _move(connection, [one for one in in_turn if one.plain])
     ended = {one.lease: one for one, _ in moved}
-    _keep(session, connection, list(ended.values()))
+    plainly = Ended(JobStatus.COMPLETED, _keep(session, connection, list(ended.values())))
     _tell(session, [one.job for one, wanted in moved if wanted])
-    return [JobStatus.COMPLETED if one.lease in ended else _alone(session, one) for one in many]
+    return [plainly if one.lease in ended else _alone(session, one) for one in many]
 
 
 def _move(connection: Connection, many: Sequence[Done]) -> list[tuple[Done, bool]]:
@@ -80,10 +88,11 @@ def _change(one: Done) -> tuple[Done, Executable, dict[str, Any]]:
     )
 
 
-def _keep(session: Session, connection: Connection, many: Sequence[Done]) -> None:
-    """What follows from the end of these: their content, the attempts, the credits."""
+def _keep(session: Session, connection: Connection, many: Sequence[Done]) -> int | None:
+    """What follows from the end of these: their content, the attempts, the credits, of which so
+    many are left."""
     if not many:
-        return
+        return None
     now = clock.now()
     contents: list[dict[str, Any]] = [leases.kept(each.lease, each.outcome.said) for each in many]
     prepared.run(connection, leases.KEEP, contents)
@@ -92,7 +101,7 @@ def _keep(session: Session, connection: Connection, many: Sequence[Done]) -> Non
         for each in many
     ]
     prepared.run(connection, leases.NOTE, tries)
-    ledger.settle_all(
+    return ledger.settle_all(
         session,
         [
             Settled(each.job.account_id, each.job.key_id, each.job.id, each.job.held, each.cost)
@@ -112,6 +121,6 @@ def _tell(session: Session, ended: Sequence[Job]) -> None:
             events.job_ended(session, row)
 
 
-def _alone(session: Session, one: Done) -> JobStatus | None:
+def _alone(session: Session, one: Done) -> Ended | None:
     job = leases.settle(session, one.lease, one.outcome)
-    return None if job is None else JobStatus(job.status)
+    return None if job is None else Ended(JobStatus(job.status), None)

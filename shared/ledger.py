@@ -47,7 +47,7 @@ _RELEASE: Final = (
         credits=col(Account.credits) + bindparam("back"),
         held=col(Account.held) - bindparam("released"),
     )
-    .returning(_LIMITED)
+    .returning(_LIMITED, col(Account.credits))
 )
 
 
@@ -144,7 +144,7 @@ def settle(session: Session, job: Job, cost: int) -> int:
         if charged < cost:
             log.warning("used_more_than_paid", job_id=job.id, nano_credits=cost - charged)
     moved = {"account": job.account_id, "back": job.held - charged, "released": job.held}
-    limited = session.connection().execute(_RELEASE, {**moved, "key": job.key_id}).scalar_one()
+    limited, _ = session.connection().execute(_RELEASE, {**moved, "key": job.key_id}).one()
     if limited and job.key_id is not None and job.held != charged:
         allowances.give_back(session, [(job.key_id, job.id, job.held - charged)])
     charge = [(job.id, CHARGE, -charged)] if charged else []
@@ -152,10 +152,13 @@ def settle(session: Session, job: Job, cost: int) -> int:
     return charged
 
 
-def settle_all(session: Session, ended: Sequence[Settled]) -> None:
-    """The same for jobs of one account that cost no more than was held, in a few statements."""
+def settle_all(session: Session, ended: Sequence[Settled]) -> int | None:
+    """The same for jobs of one account that cost no more than was held, in a few statements.
+
+    Returns the nano-credits that it can spend now, if there are such jobs.
+    """
     if not ended:
-        return
+        return None
     account_id = ended[0].account_id
     released, back = sum(one.held for one in ended), sum(one.held - one.charged for one in ended)
     given = [(one.key_id, one.job_id, one.held - one.charged) for one in ended if one.key_id]
@@ -166,12 +169,13 @@ def settle_all(session: Session, ended: Sequence[Settled]) -> None:
         "released": released,
         "key": max(of_keys, default=None),
     }
-    limited = session.connection().execute(_RELEASE, moved).scalar_one()
+    limited, available = session.connection().execute(_RELEASE, moved).one()
     if limited or len(of_keys) > 1:  # mostly they are one key's, which has none
         allowances.give_back(session, given)
     entries = [(one.job_id, RELEASE, one.held) for one in ended]
     entries += [(one.job_id, CHARGE, -one.charged) for one in ended if one.charged]
     _enter(session, account_id, entries)
+    return int(available)
 
 
 def held(session: Session) -> SetAside:

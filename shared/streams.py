@@ -124,6 +124,26 @@ def end_payload(
     return marker_payload(END, {"status": status, "error": error, "usage": usage})
 
 
+def answer_payload(
+    response: bytes,
+    *,
+    usage: Mapping[str, Any] | None,
+    cost: int | None,
+    served_model: str | None,
+    available: int | None,
+) -> bytes:
+    """An end that brings the answer along, for a request that is held open: the row's `response`,
+    and the nano-credits that the account can spend."""
+    answer = {
+        "response": response.decode(),
+        "cost": cost,
+        "served_model": served_model,
+        "available": available,
+    }
+    ended = {"status": "completed", "error": None, "usage": usage, "answer": answer}
+    return marker_payload(END, ended)
+
+
 def pack(log: bytes) -> bytes:
     """A finished log's deltas, JSON lines, as the archive keeps them."""
     return zlib.compress(log, 3)

@@ -28,7 +28,7 @@ from shared.errors import (
     WorkerLost,
 )
 from shared.leases import Claim
-from shared.lifecycle import TERMINAL
+from shared.lifecycle import TERMINAL, JobStatus
 from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Retry, Said
 from shared.tables import Job
 from workers import retry, targets
@@ -43,6 +43,8 @@ UNREAD_EVERY = 1.0
 """Seconds between two appends of a job that nobody asked to stream."""
 WITHOUT_REDIS = timedelta(seconds=5)
 """How long a job waits whose log could not be opened, so that it does not come and go in a loop."""
+TOLD = 64 * 1024
+"""Bytes of an answer that travel with word of its end; who waits for a longer one reads the row."""
 FALL_BACK_WITHIN = 60.0
 """Seconds after the hint in which another model may begin: a task has time for one long try."""
 
@@ -91,7 +93,7 @@ async def _attempt(bench: Bench, claim: Claim) -> bool:
     )
     outcome = await _outcome(bench, running)
     job = None if outcome is None else await _settle(bench, running, outcome)
-    await _tell(bench, running, job)
+    await _tell(bench, running, job, outcome)
     del bench.hands.running[claim.job.id]
     running.log = None  # it knows how to stop us: a circle would stay until the collector finds it
     fell_back = isinstance(outcome, Retry) and outcome.target is not None
@@ -277,7 +279,7 @@ async def _settle(bench: Bench, running: Running, outcome: Outcome) -> Job | Non
     while True:
         try:
             job = await insist(
-                partial(_written, bench.tx, running.claim, outcome),
+                partial(_written, bench.tx, running, outcome),
                 worth_it=lambda: True,
             )
         except asyncio.CancelledError:
@@ -295,19 +297,22 @@ async def _settle(bench: Bench, running: Running, outcome: Outcome) -> Job | Non
             return job
 
 
-async def _written(tx: Transactions, claim: Claim, outcome: Outcome) -> Job | None:
+async def _written(tx: Transactions, running: Running, outcome: Outcome) -> Job | None:
     """The job once its end is committed; most complete, and do so together with others."""
-    job = claim.job
+    claim, job = running.claim, running.claim.job
     if not isinstance(outcome, Completed):
         return await tx.by(job.account_id, leases.settle, claim.lease, outcome)
     done = completing.Done(claim.lease, outcome, job)
-    status = await tx.together(job.account_id, completing.settle, done)
-    if status is not None:
-        job.status, job.error, job.usage = status.value, None, outcome.said.usage
-    return None if status is None else job
+    ended = await tx.together(job.account_id, completing.settle, done)
+    if ended is None:
+        return None
+    running.available = ended.available
+    job.status, job.error = ended.status.value, None
+    job.usage, job.cost = outcome.said.usage, None if job.held is None else done.cost
+    return job
 
 
-async def _tell(bench: Bench, running: Running, job: Job | None) -> None:
+async def _tell(bench: Bench, running: Running, job: Job | None, outcome: Outcome | None) -> None:
     """After the commit: end the log and put the limits right, or leave it to the next attempt."""
     if job is not None and job.status in TERMINAL:
         bench.deliveries.wake()
@@ -318,5 +323,21 @@ async def _tell(bench: Bench, running: Running, job: Job | None) -> None:
         await endings.announce(bench.tx, bench.redis, job)
     else:
         end = streams.end_payload(job.status, error=job.error, usage=job.usage)
-        await running.log.close(end)
+        await running.log.close(end, _answer(running, job, outcome) or end)
         bench.refunds.owed(job)
+
+
+def _answer(running: Running, job: Job, outcome: Outcome | None) -> bytes | None:
+    """The end with all that a held request is answered, if one may wait for it."""
+    if not isinstance(outcome, Completed) or job.status != JobStatus.COMPLETED:
+        return None
+    said, unknown = outcome.said, running.available is None and job.held is not None
+    if job.stream or job.background or unknown or len(said.response) > TOLD:
+        return None
+    return streams.answer_payload(
+        said.response,
+        usage=said.usage,
+        cost=job.cost,
+        served_model=said.served_model,
+        available=running.available,
+    )

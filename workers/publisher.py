@@ -78,14 +78,17 @@ class JobLog:
         self._publisher.hold(sum(map(len, lines)))
         self.wake()
 
-    async def close(self, payload: bytes) -> None:
-        """Append what is left and the end, and return when it is in the log, or given up."""
+    async def close(self, payload: bytes, answer: bytes) -> None:
+        """Append what is left and the end, and return when it is in the log, or given up.
+
+        Where there is no log, whoever waits is told the `answer`: an end, perhaps with more to it.
+        """
         if self.fenced.is_set():
             return
         if self._every and not self._known:  # it was over before anybody could have read it
             self._forget()
             where = self._id(self.next_seq)
-            self._publisher.ring(self._key, streams.message(where, payload))
+            self._publisher.ring(self._key, streams.message(where, answer))
             return
         self._not_before = 0.0
         self._collect()
@@ -180,7 +183,7 @@ class Unread:
         """Keep these deltas."""
         self.lines += lines
 
-    async def close(self, payload: bytes) -> None:
+    async def close(self, payload: bytes, _: bytes) -> None:
         """Tell whoever waits of the end, sooner or later; whoever misses it looks at the row."""
         where = b"%d-%d" % (self._attempt, self.first_seq + len(self.lines))
         self._publisher.ring(streams.log_name(self._job_id), streams.message(where, payload))

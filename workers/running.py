@@ -42,6 +42,8 @@ class Running:
     upstream_status: int | None = None
     usage: dict[str, Any] | None = None
     first_delta_at: int | None = None
+    available: int | None = None
+    """Nano-credits that the account could spend at the end; None until then, or if not known."""
     _unsaid: list[bytes] = field(default_factory=list)
     """Deltas without a word in them, which nobody was shown."""
     _warned: bool = False

@@ -178,7 +178,7 @@ async def answer(front: Front, seen: Seen) -> Response:
         jobs.check_content(job)
         raise NotFound(f"The job {job.id!r} was deleted.")
     used = {"x-model-used": quote(job.served_model or "", safe="/:@")}
-    if job.cost is not None:
+    if job.cost is not None and kept.available is not None:
         used |= {"x-credits-cost": shown(job.cost), "x-credits-remaining": shown(kept.available)}
     return json_response(kept.response or b"{}", headers={**job_headers(job), **used})
 

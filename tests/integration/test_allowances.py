@@ -72,7 +72,8 @@ def test_jobs_that_end_together_give_back_to_their_keys(
         wanted = [(priced(session, key_id).id, worker(session)) for key_id in key_ids]
         claims = [claim for claim in leases.claim_all(session, wanted) if claim is not None]
         done = [Done(claim.lease, Completed(SAID), claim.job) for claim in claims]
-        assert completing.settle(session, done) == [JobStatus.COMPLETED] * len(limits)
+        ended = completing.settle(session, done)
+        assert [one and one.status for one in ended] == [JobStatus.COMPLETED] * len(limits)
 
         counted = [spent(session, key_id) for key_id in key_ids]
         assert counted == [0 if limit is None else COST for limit in limits]

@@ -7,7 +7,7 @@ import pytest
 from sqlmodel import Session, col, select
 
 from shared import accounts, audit, completing, jobs, leases, webhooks
-from shared.completing import Done
+from shared.completing import Done, Ended
 from shared.leases import Claim
 from shared.ledger import grant
 from shared.lifecycle import JobStatus
@@ -35,6 +35,11 @@ def completed(claim: Claim, **said: Any) -> Done:
     """It ends, and the model that spoke has its price."""
     outcome = Completed(replace(spoken(claim.job), model=claim.job.model, **said))
     return Done(claim.lease, outcome, claim.job)
+
+
+def statuses(ended: list[Ended | None]) -> list[JobStatus | None]:
+    """What became of each."""
+    return [one and one.status for one in ended]
 
 
 def row(session: Session, job_id: str) -> dict[str, Any]:
@@ -69,13 +74,22 @@ def test_many_end_as_each_would_alone(sessions: Sessions) -> None:
             assert leases.settle(session, line.lease, line.outcome)
         ended = completing.settle(session, [completed(claim) for claim in second])
 
-        assert ended == [JobStatus.COMPLETED] * 3
+        assert statuses(ended) == [JobStatus.COMPLETED] * 3
         alone = [row(session, claim.job.id) for claim in first]
         assert [row(session, claim.job.id) for claim in second] == alone
         charged = sum(each["cost"] for each in alone)
         assert charged > 0
         assert credits(session) == (2 * 10**9 - 2 * charged, 0)
     assert audit.examine(sessions.engine).flaws == []
+
+
+def test_what_an_account_has_left_is_known_when_its_jobs_have_ended(sessions: Sessions) -> None:
+    """Whoever waits for one of them is told, and need not look."""
+    with sessions() as session:
+        lines = [completed(claim) for claim in claims(session)]
+        ended = completing.settle(session, lines)
+
+        assert [one and one.available for one in ended] == [credits(session)[0]] * 3
 
 
 def test_a_lost_line_is_late_and_the_others_end(sessions: Sessions) -> None:
@@ -86,7 +100,7 @@ def test_a_lost_line_is_late_and_the_others_end(sessions: Sessions) -> None:
         lines = [completed(claim) for claim in some]
         lines[1] = replace(lines[1], lease=replace(lines[1].lease, attempt=2))
 
-        assert completing.settle(session, lines) == [
+        assert statuses(completing.settle(session, lines)) == [
             JobStatus.COMPLETED,
             None,
             JobStatus.COMPLETED,
@@ -103,7 +117,7 @@ def test_lines_may_be_settled_again(sessions: Sessions) -> None:
         after = credits(session)
         again = completing.settle(session, lines)
 
-        assert again == [JobStatus.COMPLETED] * 3
+        assert statuses(again) == [JobStatus.COMPLETED] * 3
         assert credits(session) == after
     assert audit.examine(sessions.engine).flaws == []
 
@@ -116,7 +130,8 @@ def test_a_line_that_took_more_than_was_held_is_paid(sessions: Sessions) -> None
         grant(session, claim.job.account_id, 5 - credits(session)[0], note="spent elsewhere")
         usage = {"prompt_tokens": 9_000, "completion_tokens": 9_000, "total_tokens": 18_000}
 
-        assert completing.settle(session, [completed(claim, usage=usage)]) == [JobStatus.COMPLETED]
+        [ended] = completing.settle(session, [completed(claim, usage=usage)])
+        assert ended == Ended(JobStatus.COMPLETED, None)
         assert session.get_one(Job, claim.job.id, populate_existing=True).cost == held + 5
         assert credits(session) == (0, 0)
     assert audit.examine(sessions.engine).flaws == []
@@ -141,6 +156,6 @@ def test_a_free_line_leaves_the_ledger_alone(sessions: Sessions) -> None:
     with sessions() as session:
         lines = [completed(claim) for claim in claims(session, 2, model="test")]
 
-        assert completing.settle(session, lines) == [JobStatus.COMPLETED] * 2
+        assert completing.settle(session, lines) == [Ended(JobStatus.COMPLETED, None)] * 2
         found = jobs.find(session, lines[0].job.account_id, lines[0].job.id)
         assert (found.cost, row(session, found.id)["ledger"]) == (None, [])

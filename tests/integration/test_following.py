@@ -80,7 +80,8 @@ class Desk:
         job = await self.tx(leases.settle, self.claim.lease, Completed(said))
         assert job is not None
         if announce:
-            await asyncio.wait_for(job_log.close(streams.end_payload(job.status)), 10)
+            end = streams.end_payload(job.status)
+            await asyncio.wait_for(job_log.close(end, end), 10)
         return job
 
 
@@ -399,7 +400,8 @@ async def test_an_end_that_comes_while_deltas_are_on_their_way_follows_them(
         await say(job_log, 1)
         while desk.publisher.held <= len(delta(1)):  # not yet packed for the way
             await asyncio.sleep(0.01)
-        await job_log.close(streams.end_payload("completed"))
+        end = streams.end_payload("completed")
+        await job_log.close(end, end)
 
     last = await streams.last(desk.redis, desk.claim.job.id)
     assert last is not None
