@@ -7,11 +7,11 @@ left to `leases.settle`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Executable
+from sqlalchemy import Connection, Executable, exists, select
 from sqlmodel import Session
 
 from shared import clock, events, jobs, leases, ledger, moving, prepared
@@ -59,18 +59,31 @@ def settle(session: Session, many: list[Done]) -> list[Ended | None]:
     in_turn = sorted(many, key=lambda one: one.lease.job_id)
     moved = _move(connection, [one for one in in_turn if one.plain])
     ended = {one.lease: one for one, _ in moved}
-    plainly = Ended(JobStatus.COMPLETED, _keep(session, connection, list(ended.values())))
+    plainly = Ended(JobStatus.COMPLETED, _pay(session, list(ended.values())))
     _tell(session, [one.job for one, wanted in moved if wanted])
     return [plainly if one.lease in ended else _alone(session, one) for one in many]
 
 
 def _move(connection: Connection, many: Sequence[Done]) -> list[tuple[Done, bool]]:
-    """Those that were moved, and whether the account of each has an endpoint."""
-    moved = []
+    """End those that are held; of each, whether its account has an endpoint.
+
+    What they said is kept, and how they were tried: to PostgreSQL in the same statement.
+    """
+    at_once, now, moved = connection.dialect.name == "postgresql", clock.now(), []
     for _, some in groupby(map(_change, many), key=lambda each: id(each[1])):
         done, changes, named = zip(*some, strict=True)
-        rows = prepared.each(connection, changes[0], named)
-        moved += [(one, bool(row[0])) for one, row in zip(done, rows, strict=True) if row]
+        left = [_left(one, now) for one in done]
+        change = changes[0]
+        if at_once:
+            change, named = _leaving(change), [{**a, **b} for a, b in zip(named, left, strict=True)]
+        found = prepared.each(connection, change, named)
+        ended = [
+            (one, it, bool(row[0])) for one, it, row in zip(done, left, found, strict=True) if row
+        ]
+        if ended and not at_once:
+            prepared.run(connection, leases.KEEP, [it for _, it, _ in ended])
+            prepared.run(connection, leases.NOTE, [it for _, it, _ in ended])
+        moved += [(one, wanted) for one, _, wanted in ended]
     return moved
 
 
@@ -88,27 +101,33 @@ def _change(one: Done) -> tuple[Done, Executable, dict[str, Any]]:
     )
 
 
-def _keep(session: Session, connection: Connection, many: Sequence[Done]) -> int | None:
-    """What follows from the end of these: their content, the attempts, the credits, of which so
-    many are left."""
-    if not many:
-        return None
-    now = clock.now()
-    contents: list[dict[str, Any]] = [leases.kept(each.lease, each.outcome.said) for each in many]
-    prepared.run(connection, leases.KEEP, contents)
-    tries = [
-        leases.tried(each.lease, "completed", each.outcome.said, None, each.job, now)
+def _left(one: Done, now: int) -> dict[str, Any]:
+    """What its end leaves: the content, and the attempt."""
+    said = one.outcome.said
+    tried = leases.tried(one.lease, "completed", said, None, one.job, now)
+    return {**leases.kept(one.lease, said), **tried}
+
+
+@lru_cache
+def _leaving(ending: Any) -> Executable:
+    """The UPDATE of a job that ends, and in the same statement what that leaves."""
+    ended = ending.cte("ended")
+    there = exists(select(ended.c.id))
+    kept, tried = (one.where(there).cte(name) for one, name in _LEFT)
+    return select(ended).add_cte(kept, tried)
+
+
+_LEFT: Final = ((leases.KEEP, "kept"), (leases.NOTE, "tried"))
+
+
+def _pay(session: Session, many: Sequence[Done]) -> int | None:
+    """Give back what was set aside for these, but for what they cost; how much is left."""
+    dear = [
+        Settled(each.job.account_id, each.job.key_id, each.job.id, each.job.held, each.cost)
         for each in many
+        if each.job.held is not None
     ]
-    prepared.run(connection, leases.NOTE, tries)
-    return ledger.settle_all(
-        session,
-        [
-            Settled(each.job.account_id, each.job.key_id, each.job.id, each.job.held, each.cost)
-            for each in many
-            if each.job.held is not None
-        ],
-    )
+    return ledger.settle_all(session, dear)
 
 
 def _tell(session: Session, ended: Sequence[Job]) -> None:

@@ -25,11 +25,22 @@ from shared.tables import Attempt, Job, JobContent, Worker
 _NEXT: Final = col(Job.attempt) + 1
 _NOW: Final = database_now()
 _SLOTS: Final = select(func.sum(Worker.slots)).where(col(Worker.alive))
-KEEP: Final = update(JobContent).where(col(JobContent.job_id) == bindparam("ours"))
+_KEPT: Final[dict[str, Any]] = {name: bindparam(f"kept_{name}") for name in ("response", "log", "log_first_seq")}
+KEEP: Final = update(JobContent).where(col(JobContent.job_id) == bindparam("ours")).values(_KEPT)
 _TRIED: Final = update(Attempt).where(
     col(Attempt.job_id) == bindparam("ours"), col(Attempt.number) == bindparam("this")
 )
+_NOTED: Final = (
+    "outcome",
+    "ended_at",
+    "first_delta_at",
+    "provider",
+    "model",
+    "upstream_status",
+    "error",
+)
 NOTE: Final = _TRIED.values(
+    **{name: bindparam(f"tried_{name}") for name in _NOTED},
     usage=func.coalesce(col(Attempt.usage), bindparam("used", type_=JSON(none_as_null=True))),
     cost=func.coalesce(col(Attempt.cost), bindparam("spent", type_=BigInteger)),
 )
@@ -312,9 +323,9 @@ def kept(lease: Lease, said: Said) -> dict[str, Any]:
     """What `KEEP` needs: the content that an ended attempt leaves."""
     return {
         "ours": lease.job_id,
-        "response": said.response or None,
-        "log": streams.pack(said.log),
-        "log_first_seq": said.first_seq,
+        "kept_response": said.response or None,
+        "kept_log": streams.pack(said.log),
+        "kept_log_first_seq": said.first_seq,
     }
 
 
@@ -359,15 +370,15 @@ def tried(
     return {
         "ours": lease.job_id,
         "this": lease.attempt,
-        "outcome": word,
-        "ended_at": now,
-        "first_delta_at": said.first_delta_at,
-        "provider": said.provider,
-        "model": said.model,
-        "upstream_status": said.upstream_status,
+        "tried_outcome": word,
+        "tried_ended_at": now,
+        "tried_first_delta_at": said.first_delta_at,
+        "tried_provider": said.provider,
+        "tried_model": said.model,
+        "tried_upstream_status": said.upstream_status,
+        "tried_error": asdict(fault) if fault else None,
         "used": said.usage,
         "spent": _spent(job, said),
-        "error": asdict(fault) if fault else None,
     }
 
 
