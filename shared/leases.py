@@ -25,7 +25,9 @@ from shared.tables import Attempt, Job, JobContent, Worker
 _NEXT: Final = col(Job.attempt) + 1
 _NOW: Final = database_now()
 _SLOTS: Final = select(func.sum(Worker.slots)).where(col(Worker.alive))
-_KEPT: Final[dict[str, Any]] = {name: bindparam(f"kept_{name}") for name in ("response", "log", "log_first_seq")}
+_KEPT: Final[dict[str, Any]] = {
+    name: bindparam(f"kept_{name}") for name in ("response", "log", "log_first_seq")
+}
 KEEP: Final = update(JobContent).where(col(JobContent.job_id) == bindparam("ours")).values(_KEPT)
 _TRIED: Final = update(Attempt).where(
     col(Attempt.job_id) == bindparam("ours"), col(Attempt.number) == bindparam("this")

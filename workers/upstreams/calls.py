@@ -207,6 +207,8 @@ def _timeout(what: str, limit: timedelta) -> UpstreamTimeout:
 
 
 async def _part(response: aiohttp.ClientResponse) -> None:
+    if response.content.at_eof():  # as of most
+        return
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(FAREWELL):
             while await response.content.readany():

@@ -143,13 +143,12 @@ class ChatEvents(_Chunks):
         """The deltas this piece completes; an empty piece is the end. A failure is noted."""
         deltas: list[Delta] = []
         try:
-            for payload in self._lines.feed(piece) if piece else self._lines.end():
+            payloads = self._lines.feed(piece) if piece else self._lines.end()
+            for payload in self._texts.others(payloads):
+                deltas += self._texts.gathered()
                 if payload.startswith(b"[DONE]"):
                     self.done = True
                     break
-                if self._texts.take(payload):
-                    continue
-                deltas += self._texts.gathered()
                 if (delta := self.take(orjson.loads(payload))) is not None:
                     deltas.append(delta)
                     self._texts.learn(payload, delta)

@@ -4,6 +4,7 @@ Most chunks of a stream differ from the one before in nothing but their text. Wh
 knows the others by their bytes, for a fifth of what it takes to read each.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -22,6 +23,9 @@ class _Frame(NamedTuple):
 
     before: bytes
     after: bytes
+    begin: int
+    end: int
+    """Where the text is in between."""
     line_before: bytes
     line_after: bytes
     choice: int
@@ -39,25 +43,24 @@ class Texts:
         self._said: list[str] = []
         self._lines: list[bytes] = []
 
-    def take(self, payload: bytes) -> bool:
-        """Whether this is such a chunk; then it is gathered."""
-        frame = self._frame
-        if frame is None or not payload.startswith(frame.before):
-            return False
-        if not payload.endswith(frame.after):
-            return False
-        literal = payload[len(frame.before) : len(payload) - len(frame.after)]
-        if literal[:1] != b'"' or literal[-1:] != b'"':
-            return False
-        try:
-            text = orjson.loads(literal)  # one string, or no JSON
-        except ValueError:
-            return False
-        if b"\\u" in literal:  # longer than it need be
-            literal = orjson.dumps(text)
-        self._said.append(text)
-        self._lines.append(b"%b%b%b" % (frame.line_before, literal, frame.line_after))
-        return True
+    def others(self, payloads: Iterable[bytes]) -> Iterator[bytes]:
+        """The payloads that have to be read; those in between are gathered."""
+        for payload in payloads:
+            frame, text = self._frame, None  # of the chunk that was read last
+            if frame and payload.startswith(frame.before) and payload.endswith(frame.after):
+                literal = payload[frame.begin : frame.end]
+                if literal[:1] == b'"' == literal[-1:]:
+                    try:
+                        text = orjson.loads(literal)
+                    except ValueError:
+                        text = None  # it is more than one string
+            if frame is None or text is None:
+                yield payload
+                continue
+            if b"\\u" in literal:  # longer than it need be
+                literal = orjson.dumps(text)
+            self._said.append(text)
+            self._lines.append(b"%b%b%b" % (frame.line_before, literal, frame.line_after))
 
     def gathered(self) -> list[Delta]:
         """What was gathered, as one delta; nothing when there is none."""
@@ -97,7 +100,8 @@ def _frame(payload: bytes, delta: Delta, choice: dict[str, Any]) -> _Frame | Non
     sent, kept = _around(payload, text), _around(delta.lines[0], text)
     if sent is None or kept is None:
         return None
-    return _Frame(*sent, *kept, choice["index"], delta.extra)
+    (before, after), extra = sent, delta.extra
+    return _Frame(before, after, len(before), -len(after), *kept, choice["index"], extra)
 
 
 def _around(told: bytes, text: str) -> tuple[bytes, bytes] | None:
