@@ -7,13 +7,27 @@ exist once per job, by the database's own word.
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Final, NamedTuple
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 import structlog
-from sqlalchemy import bindparam, exists, func, union_all, update
+from sqlalchemy import (
+    BigInteger,
+    Executable,
+    Text,
+    bindparam,
+    cast,
+    exists,
+    func,
+    insert,
+    literal,
+    true,
+    union_all,
+    update,
+)
 from sqlmodel import Session, col, select
 
-from shared import allowances, clock, ids, rows
+from shared import allowances, clock, ids, prepared, rows
 from shared.clock import database_now
 from shared.errors import InsufficientCredits
 from shared.lifecycle import JobStatus
@@ -38,17 +52,20 @@ _HOLD: Final = (
         credits=col(Account.credits) - bindparam("wanted"),
         held=col(Account.held) + bindparam("wanted"),
     )
-    .returning(database_now(), _LIMITED)
+    .returning(database_now().label("now"), _LIMITED.label("limited"))
 )
-_RELEASE: Final = (
+_RELEASE: Final[Executable] = (
     update(Account)
     .where(col(Account.id) == bindparam("account"))
     .values(
         credits=col(Account.credits) + bindparam("back"),
         held=col(Account.held) - bindparam("released"),
     )
-    .returning(_LIMITED, col(Account.credits))
+    .returning(_LIMITED.label("limited"), col(Account.credits).label("available"))
 )
+_ENTRIES: Final = ("id", "job_id", "kind", "credits")
+"""What differs between entries of one moment and account."""
+_LISTS: Final = tuple(f"all_{name}" for name in _ENTRIES)
 
 
 class SetAside(NamedTuple):
@@ -90,24 +107,57 @@ def hold(
     """
     total = sum(holds.values())
     wanted = {"account": account_id, "wanted": total, "key": key_id}
-    moved = session.connection().execute(_HOLD, wanted).one_or_none()
+    entries = [(job_id, HOLD, -nano) for job_id, nano in holds.items()]
+    moved = _move(session, _HOLD, wanted, entries)
     if moved is None:
         raise _insufficient(session, account_id, total)
     now, limited = moved
     if limited:
         allowances.take(session, key_id, total)
-    _enter(session, account_id, [(job_id, HOLD, -nano) for job_id, nano in holds.items()])
     return int(now)
 
 
-def _enter(session: Session, account_id: str, moved: Sequence[tuple[str, str, int]]) -> None:
-    """Write down what was moved: for which job, as what, how many nano-credits."""
-    blank = {**rows.blank(LedgerEntry), "account_id": account_id, "created_at": clock.now()}
-    entries = (
-        {**blank, "id": ids.new_id(), "job_id": job_id, "kind": kind, "credits": nano}
-        for job_id, kind, nano in moved
-    )
-    rows.insert(session.connection(), LedgerEntry, entries)
+def _move(
+    session: Session,
+    change: Executable,
+    named: Mapping[str, Any],
+    moved: Sequence[tuple[str, str, int]],
+) -> tuple[Any, ...] | None:
+    """Change an account, and write down what that moves: for which job, as what, how many
+    nano-credits. Returns what the change does; None, and nothing was moved, when it may not be."""
+    connection, now = session.connection(), clock.now()
+    entries = [(ids.new_id(), *entry) for entry in moved]
+    if connection.dialect.name == "postgresql":
+        lists = [",".join(str(entry[place]) for entry in entries) for place in range(len(_LISTS))]
+        written = {**named, **dict(zip(_LISTS, lists, strict=True)), "now": now}
+        return prepared.each(connection, _entering(change), [written])[0]
+    [changed] = prepared.each(connection, change, [named])
+    if changed is not None:
+        blank = {**rows.blank(LedgerEntry), "account_id": named["account"], "created_at": now}
+        whole = ({**blank, **dict(zip(_ENTRIES, entry, strict=True))} for entry in entries)
+        rows.insert(connection, LedgerEntry, whole)
+    return changed
+
+
+@lru_cache
+def _entering(change: Any) -> Executable:
+    """The UPDATE of an account, and in the same statement its entries, whose fields come as lists:
+    a round trip instead of three."""
+    moved = change.cte("moved")
+    lists = (func.string_to_array(bindparam(name), ",") for name in _LISTS)
+    entry = func.unnest(*lists).table_valued(*_ENTRIES).render_derived("entry")
+    fields = {
+        "id": entry.c.id,
+        "account_id": bindparam("account", type_=Text),
+        "job_id": entry.c.job_id,
+        "kind": entry.c.kind,
+        "credits": cast(entry.c.credits, BigInteger),
+        "note": literal(""),
+        "created_at": bindparam("now", type_=BigInteger),
+    }
+    written = select(*fields.values()).select_from(moved.join(entry, true()))
+    entered = insert(LedgerEntry).from_select([*fields], written, include_defaults=False)
+    return select(moved).add_cte(entered.cte("entered"))
 
 
 def _insufficient(session: Session, account_id: str, required: int) -> InsufficientCredits:
@@ -143,12 +193,12 @@ def settle(session: Session, job: Job, cost: int) -> int:
         charged = min(cost, job.held + session.exec(locked).one())
         if charged < cost:
             log.warning("used_more_than_paid", job_id=job.id, nano_credits=cost - charged)
-    moved = {"account": job.account_id, "back": job.held - charged, "released": job.held}
-    limited, _ = session.connection().execute(_RELEASE, {**moved, "key": job.key_id}).one()
+    back = {"account": job.account_id, "back": job.held - charged, "released": job.held}
+    charge = [(job.id, CHARGE, -charged)] if charged else []
+    entries = [(job.id, RELEASE, job.held), *charge]
+    limited, _ = _release(session, {**back, "key": job.key_id}, entries)
     if limited and job.key_id is not None and job.held != charged:
         allowances.give_back(session, [(job.key_id, job.id, job.held - charged)])
-    charge = [(job.id, CHARGE, -charged)] if charged else []
-    _enter(session, job.account_id, [(job.id, RELEASE, job.held), *charge])
     return charged
 
 
@@ -169,13 +219,23 @@ def settle_all(session: Session, ended: Sequence[Settled]) -> int | None:
         "released": released,
         "key": max(of_keys, default=None),
     }
-    limited, available = session.connection().execute(_RELEASE, moved).one()
-    if limited or len(of_keys) > 1:  # mostly they are one key's, which has none
-        allowances.give_back(session, given)
     entries = [(one.job_id, RELEASE, one.held) for one in ended]
     entries += [(one.job_id, CHARGE, -one.charged) for one in ended if one.charged]
-    _enter(session, account_id, entries)
-    return int(available)
+    limited, available = _release(session, moved, entries)
+    if limited or len(of_keys) > 1:  # mostly they are one key's, which has none
+        allowances.give_back(session, given)
+    return available
+
+
+def _release(
+    session: Session, moved: Mapping[str, Any], entries: Sequence[tuple[str, str, int]]
+) -> tuple[bool, int]:
+    """Whether the key has an allowance of its own, and what the account can spend now."""
+    released = _move(session, _RELEASE, moved, entries)
+    if released is None:
+        raise LookupError(f"There is no account {moved['account']!r}.")
+    limited, available = released
+    return bool(limited), int(available)
 
 
 def held(session: Session) -> SetAside:
