@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Executable, exists, select
 from sqlmodel import Session
 
-from shared import clock, events, jobs, leases, ledger, moving, prepared
+from shared import clock, events, jobs, leases, ledger, moving, prepared, remains
 from shared.jobs import Lease
 from shared.ledger import Settled
 from shared.lifecycle import JobStatus
@@ -81,14 +81,14 @@ def _move(connection: Connection, many: Sequence[Done]) -> list[tuple[Done, bool
             (one, it, bool(row[0])) for one, it, row in zip(done, left, found, strict=True) if row
         ]
         if ended and not at_once:
-            prepared.run(connection, leases.KEEP, [it for _, it, _ in ended])
-            prepared.run(connection, leases.NOTE, [it for _, it, _ in ended])
+            prepared.run(connection, remains.KEEP, [it for _, it, _ in ended])
+            prepared.run(connection, remains.NOTE, [it for _, it, _ in ended])
         moved += [(one, wanted) for one, _, wanted in ended]
     return moved
 
 
 def _change(one: Done) -> tuple[Done, Executable, dict[str, Any]]:
-    columns = leases.progress(one.outcome.said)
+    columns = remains.progress(one.outcome.said)
     if one.job.held is not None:
         columns["cost"] = one.cost
     return one, *moving.statement(
@@ -104,8 +104,8 @@ def _change(one: Done) -> tuple[Done, Executable, dict[str, Any]]:
 def _left(one: Done, now: int) -> dict[str, Any]:
     """What its end leaves: the content, and the attempt."""
     said = one.outcome.said
-    tried = leases.tried(one.lease, "completed", said, None, one.job, now)
-    return {**leases.kept(one.lease, said), **tried}
+    tried = remains.tried(one.lease, "completed", said, None, one.job, now)
+    return {**remains.kept(one.lease, said), **tried}
 
 
 @lru_cache
@@ -117,7 +117,7 @@ def _leaving(ending: Any) -> Executable:
     return select(ended).add_cte(kept, tried)
 
 
-_LEFT: Final = ((leases.KEEP, "kept"), (leases.NOTE, "tried"))
+_LEFT: Final = ((remains.KEEP, "kept"), (remains.NOTE, "tried"))
 
 
 def _pay(session: Session, many: Sequence[Done]) -> int | None:

@@ -9,43 +9,21 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import JSON, BigInteger, ColumnElement, bindparam, exists, func, update
+from sqlalchemy import ColumnElement, exists, func, update
 from sqlmodel import Session, col, select
 
-from shared import clock, ids, jobs, moving, streams
+from shared import clock, ids, jobs, moving, remains
 from shared.clock import database_now
 from shared.errors import Fault, IllegalTransition
 from shared.jobs import Lease
 from shared.lifecycle import TERMINAL, JobStatus
 from shared.outcomes import Cancelled, Completed, Failed, HandedBack, Outcome, Retry, Said
-from shared.prices import Prices
-from shared.tables import Attempt, Job, JobContent, Worker
+from shared.tables import Attempt, Job, Worker
 
 # Every attempt needs these, and to build them takes longer than to run them.
 _NEXT: Final = col(Job.attempt) + 1
 _NOW: Final = database_now()
 _SLOTS: Final = select(func.sum(Worker.slots)).where(col(Worker.alive))
-_KEPT: Final[dict[str, Any]] = {
-    name: bindparam(f"kept_{name}") for name in ("response", "log", "log_first_seq")
-}
-KEEP: Final = update(JobContent).where(col(JobContent.job_id) == bindparam("ours")).values(_KEPT)
-_TRIED: Final = update(Attempt).where(
-    col(Attempt.job_id) == bindparam("ours"), col(Attempt.number) == bindparam("this")
-)
-_NOTED: Final = (
-    "outcome",
-    "ended_at",
-    "first_delta_at",
-    "provider",
-    "model",
-    "upstream_status",
-    "error",
-)
-NOTE: Final = _TRIED.values(
-    **{name: bindparam(f"tried_{name}") for name in _NOTED},
-    usage=func.coalesce(col(Attempt.usage), bindparam("used", type_=JSON(none_as_null=True))),
-    cost=func.coalesce(col(Attempt.cost), bindparam("spent", type_=BigInteger)),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +226,7 @@ def settle(session: Session, lease: Lease, outcome: Outcome) -> Job | None:
         note(session, lease, "late", said, None, job=session.get(Job, lease.job_id))
         return None
     if job.status in TERMINAL:
-        session.connection().execute(KEEP, kept(lease, said))
+        session.connection().execute(remains.KEEP, remains.kept(lease, said))
     fault = outcome.fault if isinstance(outcome, Failed | Retry) else None
     note(session, lease, _word(outcome), said, fault, job=job)
     return job
@@ -278,11 +256,11 @@ def _move(session: Session, lease: Lease, outcome: Outcome) -> Job:
     match outcome:
         case Completed():
             # It was faster than its deadline: the error noted then is void.
-            return end(JobStatus.COMPLETED, bill=said.bill, error=None, **progress(said))
+            return end(JobStatus.COMPLETED, bill=said.bill, error=None, **remains.progress(said))
         case Failed(fault=fault):
-            return end(JobStatus.FAILED, error=asdict(fault), **progress(said))
+            return end(JobStatus.FAILED, error=asdict(fault), **remains.progress(said))
         case Cancelled():
-            return end(JobStatus.CANCELLED, bill=said.bill, **progress(said))
+            return end(JobStatus.CANCELLED, bill=said.bill, **remains.progress(said))
         case Retry(target=int(target)):
             # Its worker goes on at once, which is as good as a hint; what was tried so far was
             # tried elsewhere.
@@ -317,33 +295,8 @@ def _queue_again(session: Session, lease: Lease, outcome: Outcome, columns: dict
             asked,
             held=lease,
             bill=None if failed else said.bill,
-            **progress(said),
+            **remains.progress(said),
         )
-
-
-def kept(lease: Lease, said: Said) -> dict[str, Any]:
-    """What `KEEP` needs: the content that an ended attempt leaves."""
-    return {
-        "ours": lease.job_id,
-        "kept_response": said.response or None,
-        "kept_log": streams.pack(said.log),
-        "kept_log_first_seq": said.first_seq,
-    }
-
-
-def progress(said: Said) -> dict[str, Any]:
-    """The columns of a job that tell of what was said."""
-    return {
-        "usage": said.usage,
-        "cost_estimated": said.usage_estimated,
-        "deltas": said.deltas,
-        "characters": said.characters,
-        "last_seq": said.first_seq + said.deltas,
-        "first_delta_at": said.first_delta_at,
-        "provider": said.provider,
-        "served_model": said.served_model,
-        "warnings": said.warnings,
-    }
 
 
 def _settled(session: Session, lease: Lease) -> bool:
@@ -361,42 +314,9 @@ def note(
     *,
     job: Job | None,
 ) -> None:
-    """Complete the attempt's row, at the prices of its job; what was `counted` stands."""
-    session.connection().execute(NOTE, tried(lease, word, said, fault, job, clock.now()))
-
-
-def tried(
-    lease: Lease, word: str, said: Said, fault: Fault | None, job: Job | None, now: int
-) -> dict[str, Any]:
-    """What `NOTE` needs: how an attempt ended."""
-    return {
-        "ours": lease.job_id,
-        "this": lease.attempt,
-        "tried_outcome": word,
-        "tried_ended_at": now,
-        "tried_first_delta_at": said.first_delta_at,
-        "tried_provider": said.provider,
-        "tried_model": said.model,
-        "tried_upstream_status": said.upstream_status,
-        "tried_error": asdict(fault) if fault else None,
-        "used": said.usage,
-        "spent": _spent(job, said),
-    }
-
-
-def counted(session: Session, lease: Lease, said: Said) -> None:
-    """Note what the upstream of a cancelled attempt counted to the end, settled yet or not."""
-    spent = _spent(session.get(Job, lease.job_id), said)
-    named = {"ours": lease.job_id, "this": lease.attempt, "usage": said.usage, "cost": spent}
-    session.connection().execute(_TRIED, named)
-
-
-def _spent(job: Job | None, said: Said) -> int | None:
-    """The nano-credits that an upstream's own count comes to."""
-    priced = job and (job.prices or {}).get(said.model or "")
-    if not priced or said.usage is None or said.usage_estimated:
-        return None
-    return Prices.kept(priced).cost(said.usage)
+    """Complete the attempt's row, at the prices of its job; what was counted (`remains`) stands."""
+    noted = remains.tried(lease, word, said, fault, job, clock.now())
+    session.connection().execute(remains.NOTE, noted)
 
 
 def _rows(session: Session, statement: Any) -> int:

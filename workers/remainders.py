@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from shared import background, leases
+from shared import background, remains
 from shared.db import Transactions
 from shared.errors import ServiceError
 from shared.outcomes import Said
@@ -71,7 +71,7 @@ class Remainders:
                     batch = await _next(batches)
                 if usage is not None:
                     said = Said(usage=usage, model=running.model.name if running.model else None)
-                    count = partial(self._tx, leases.counted, running.claim.lease, said)
+                    count = partial(self._tx, remains.counted, running.claim.lease, said)
                     await insist(count, worth_it=lambda: True)
         except (ServiceError, TimeoutError) as error:
             log.warning("drain_broke", error=type(error).__name__)

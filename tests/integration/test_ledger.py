@@ -12,7 +12,19 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import Session, col, func, select
 
-from shared import accounts, clock, db, deadlines, ids, jobs, leases, ledger, losses, statements
+from shared import (
+    accounts,
+    clock,
+    db,
+    deadlines,
+    ids,
+    jobs,
+    leases,
+    ledger,
+    losses,
+    remains,
+    statements,
+)
 from shared.errors import InsufficientCredits
 from shared.jobs import Lease
 from shared.leases import Claim
@@ -185,7 +197,7 @@ def test_what_attempts_cost_that_nobody_paid_for(sessions: Sessions) -> None:
         drained = Said(usage={"prompt_tokens": 100, "completion_tokens": 80}, model="test")
         claim = _claimed(session)
         leases.settle(session, claim.lease, Cancelled(guessed))
-        leases.counted(session, claim.lease, drained)
+        remains.counted(session, claim.lease, drained)
         jobs.cancel(session, claim.job.account_id, session.exec(_WAITS).one())
 
         found = statements.losses(session, since=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import jobs, leases, ledger
+from shared import jobs, leases, ledger, remains
 from shared.outcomes import Cancelled, Said
 from shared.prices import NANO, Prices
 from shared.tables import Job
@@ -106,10 +106,10 @@ def test_what_was_counted_stands_whichever_came_first(sessions: Sessions, first:
     with sessions() as session:
         lease = claimed(session).lease
         if first == "counted":
-            leases.counted(session, lease, Said(usage=COUNTED, model="test"))
+            remains.counted(session, lease, Said(usage=COUNTED, model="test"))
         leases.settle(session, lease, Cancelled(SAID))
         if first == "settled":
-            leases.counted(session, lease, Said(usage=COUNTED, model="test"))
+            remains.counted(session, lease, Said(usage=COUNTED, model="test"))
 
         [tried] = jobs.attempts(session, lease.job_id)
         assert (tried.outcome, tried.usage) == ("cancelled", COUNTED)
