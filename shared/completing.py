@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Executable, exists, select
 from sqlmodel import Session
@@ -113,11 +113,8 @@ def _leaving(ending: Any) -> Executable:
     """The UPDATE of a job that ends, and in the same statement what that leaves."""
     ended = ending.cte("ended")
     there = exists(select(ended.c.id))
-    kept, tried = (one.where(there).cte(name) for one, name in _LEFT)
-    return select(ended).add_cte(kept, tried)
-
-
-_LEFT: Final = ((remains.KEEP, "kept"), (remains.NOTE, "tried"))
+    kept, tried = remains.KEEP.where(there), remains.NOTE.where(there)
+    return select(ended).add_cte(kept.cte("kept"), tried.cte("tried"))
 
 
 def _pay(session: Session, many: Sequence[Done]) -> int | None:
