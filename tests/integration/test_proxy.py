@@ -44,6 +44,14 @@ def answer(connection: socket.socket, command: bytes) -> bytes:
     return connection.recv(100)
 
 
+def let_go(connection: socket.socket) -> bool:
+    """Whether it ends within its time: by a reset, if the kernel had not yet handed it over."""
+    try:
+        return not connection.recv(1)
+    except ConnectionResetError:
+        return True
+
+
 def test_bytes_go_both_ways(client: redis.Redis) -> None:
     """Unchanged, however many."""
     client.set("a", b"\0\xff" * 500_000)
@@ -75,7 +83,7 @@ def test_who_comes_just_as_the_link_is_cut_is_let_go(link: Link) -> None:
         stalled.set()
         cutting.result(5)
 
-        assert not late.recv(1)
+        assert let_go(late)
 
 
 def test_a_hanging_link_swallows_everything(link: Link, client: redis.Redis) -> None:
@@ -91,8 +99,8 @@ def test_a_hanging_link_swallows_everything(link: Link, client: redis.Redis) -> 
 
             link.mend()
 
-            assert not old.recv(1)
-            assert not fresh.recv(1)
+            assert let_go(old)
+            assert let_go(fresh)
     assert client.get("a") is None
 
 
@@ -103,7 +111,7 @@ def test_dropped_connections_are_replaced(link: Link) -> None:
 
         link.drop()
 
-        assert not old.recv(1)
+        assert let_go(old)
     with dialled(link) as fresh:
         assert answer(fresh, b"PING")
 
