@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-import aiohttp
 import uvloop
 
 from shared.catalog import UpstreamEntry
 from shared.chat import Transcript
 from shared.errors import UpstreamError
+from workers.upstreams.connections import Connections
 from workers.upstreams.protocol import Delta, Timeouts, Upstream
 
 KEY = "sk-of-the-upstream"
@@ -53,9 +53,9 @@ async def opened(
     timeouts: Timeouts = PATIENT,
     api_key: str | None = KEY,
 ) -> AsyncGenerator[Upstream, None]:
-    """The adapter, with a session of its own."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield speaks(session, entry, api_key=api_key, timeouts=timeouts)
+    """The adapter, with connections of its own."""
+    with Connections() as connections:
+        yield speaks(connections, entry, api_key=api_key, timeouts=timeouts)
 
 
 async def listen(upstream: Upstream, request: dict[str, Any], **how: Any) -> Heard:

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
-import aiohttp
 import structlog
 from redis.asyncio import Redis
 
@@ -25,6 +24,7 @@ from workers.refunds import Refunds
 from workers.remainders import Remainders
 from workers.settings import WorkerSettings
 from workers.targets import Breakers
+from workers.upstreams.connections import Connections
 from workers.upstreams.protocol import Upstream
 
 log = structlog.get_logger()
@@ -107,12 +107,8 @@ async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
     tx = db.Transactions(db.connect(settings.database))
     models = catalog.load(settings.catalog)
     celery = queue.connect(settings.redis)
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
-        cookie_jar=aiohttp.DummyCookieJar(),  # what one call is told is nothing to the next
-        auto_decompress=True,
-    ) as session:
-        opener = partial(upstreams.open_upstreams, session, settings=settings)
+    with Connections() as to_upstreams:
+        opener = partial(upstreams.open_upstreams, to_upstreams, settings=settings)
         bench = Bench(settings, tx=tx, redis=redis, catalog=models, open_upstreams=opener)
         control = Control(settings, tx, redis, celery, lambda: bench.catalog)
         batching = Batching(

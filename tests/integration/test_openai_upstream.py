@@ -48,6 +48,7 @@ from tests.fakes.upstream import (
     Whole,
 )
 from tests.hearing import HASTY, KEY, PATIENT, Heard, failure, hear, listen, opened
+from workers.upstreams.connections import Connections
 from workers.upstreams.openai import OpenAIUpstream
 from workers.upstreams.protocol import Delta, Timeouts
 
@@ -704,21 +705,12 @@ def test_a_connection_that_was_read_to_its_end_is_used_again(fake: ScriptedUpstr
     fake.script("late-end", Say("a"), Finish(), Bytes(b"data: [DONE]\n\n"), Wait(0.01), End())
 
     async def call() -> int:
-        connector = aiohttp.TCPConnector(limit=0)
-        made = 0
-
-        async def count(*_: Any) -> None:
-            nonlocal made
-            made += 1
-
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_create_end.append(count)
-        async with aiohttp.ClientSession(connector=connector, trace_configs=[trace]) as session:
+        with Connections() as connections:
             entry = at(fake.base_url)
-            upstream = OpenAIUpstream(session, entry, api_key=None, timeouts=PATIENT)
+            upstream = OpenAIUpstream(connections, entry, api_key=None, timeouts=PATIENT)
             for _ in range(10):
                 assert (await listen(upstream, ASKED, model="late-end")).error is None
-        return made
+            return connections.made
 
     assert uvloop.run(call()) == 1
 

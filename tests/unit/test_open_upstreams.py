@@ -2,13 +2,13 @@
 
 import asyncio
 
-import aiohttp
 import pytest
 
 from shared.catalog import Catalog, UpstreamEntry
 from workers.settings import WorkerSettings
 from workers.upstreams import open_upstreams
 from workers.upstreams.anthropic import AnthropicUpstream
+from workers.upstreams.connections import Connections
 from workers.upstreams.openai import OpenAIUpstream
 
 
@@ -25,9 +25,9 @@ def test_each_upstream_is_called_in_its_dialect_if_its_key_is_set(
     }
 
     async def opened() -> dict[str, type]:
-        async with aiohttp.ClientSession() as session:
+        with Connections() as connections:
             upstreams = open_upstreams(
-                session, Catalog(upstreams=entries, models={}), WorkerSettings()
+                connections, Catalog(upstreams=entries, models={}), WorkerSettings()
             )
             return {name: type(upstream) for name, upstream in upstreams.items()}
 

@@ -2,17 +2,16 @@
 
 import os
 
-import aiohttp
-
 from shared.catalog import Catalog
 from workers.settings import WorkerSettings
 from workers.upstreams.anthropic import AnthropicUpstream
+from workers.upstreams.connections import Connections
 from workers.upstreams.openai import OpenAIUpstream
 from workers.upstreams.protocol import Timeouts, Upstream
 
 
 def open_upstreams(
-    session: aiohttp.ClientSession, catalog: Catalog, settings: WorkerSettings
+    connections: Connections, catalog: Catalog, settings: WorkerSettings
 ) -> dict[str, Upstream]:
     """The upstreams this process can call, by name; one whose key is not set is left out."""
     timeouts = Timeouts(
@@ -25,5 +24,5 @@ def open_upstreams(
         key = os.environ.get(entry.api_key_env) if entry.api_key_env else None
         if entry.api_key_env is None or key:
             speaks = AnthropicUpstream if entry.dialect == "anthropic" else OpenAIUpstream
-            opened[name] = speaks(session, entry, api_key=key, timeouts=timeouts)
+            opened[name] = speaks(connections, entry, api_key=key, timeouts=timeouts)
     return opened

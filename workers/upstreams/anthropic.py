@@ -3,13 +3,13 @@
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
-import aiohttp
 import orjson
 
 from shared.catalog import UpstreamEntry
 from workers.upstreams.anthropic_request import messages_request
 from workers.upstreams.anthropic_stream import MessageEvents
 from workers.upstreams.calls import Caller
+from workers.upstreams.connections import Connections
 from workers.upstreams.protocol import Delta, Timeouts
 
 VERSION: Final = "2023-06-01"
@@ -20,7 +20,7 @@ class AnthropicUpstream:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        connections: Connections,
         entry: UpstreamEntry,
         *,
         api_key: str | None,
@@ -30,7 +30,9 @@ class AnthropicUpstream:
         headers = {"anthropic-version": VERSION}
         if api_key is not None:
             headers["x-api-key"] = api_key
-        self._caller = Caller(session, entry, headers=headers, secret=api_key, timeouts=timeouts)
+        self._caller = Caller(
+            connections, entry, headers=headers, secret=api_key, timeouts=timeouts
+        )
 
     def stream(
         self, request: dict[str, Any], *, model: str, max_output_tokens: int | None = None

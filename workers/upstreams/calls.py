@@ -1,19 +1,20 @@
 """One streamed call over HTTP, the same for every dialect: opened, read against time, refused."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import base64
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
 from typing import Final, Protocol
 
-import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
 from shared.catalog import UpstreamEntry
 from shared.errors import UpstreamError, UpstreamTimeout
 from workers.upstreams import failures
+from workers.upstreams.connections import Connection, Connections, Origin, TooLate
 from workers.upstreams.protocol import Delta, Timeouts
 
 ERROR_BODY: Final = 64 * 1024
@@ -48,28 +49,35 @@ class Caller:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        connections: Connections,
         entry: UpstreamEntry,
         *,
         headers: Mapping[str, str],
         secret: str | None,
         timeouts: Timeouts,
     ) -> None:
-        self._session = session
-        base_url, query = entry.base_url.rstrip("/"), entry.query
-        self._address = lru_cache(lambda path: URL(base_url + path).update_query(query))
+        self._connections = connections
+        self._base_url, self._query = entry.base_url.rstrip("/"), entry.query
+        base = URL(self._base_url)
+        self._origin = Origin(base.raw_host or "", base.port or 0, base.scheme == "https")
         self._secret = secret
         self._timeouts = timeouts
-        connect = timeouts.connect.total_seconds()
-        self._client_timeout = aiohttp.ClientTimeout(
-            total=None, connect=connect, sock_connect=connect
-        )
         # Compressed events would wait in the compressor's buffer.
         self._headers = CIMultiDict(
-            {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+            {
+                "Host": base.host_port_subcomponent or "",
+                "Accept": "*/*",
+                "Accept-Encoding": "identity",
+                "User-Agent": "Sluice",
+                "Content-Type": "application/json",
+            }
         )
+        if base.user is not None:
+            name = f"{base.user}:{base.password or ''}".encode()
+            self._headers["Authorization"] = f"Basic {base64.b64encode(name).decode()}"
         self._headers.update(headers)
         self._headers.update(entry.headers)
+        self._head = lru_cache(self._head_of)
 
     async def stream(
         self, path: str, body: bytes, reader_for: Callable[[str], Reader]
@@ -78,138 +86,89 @@ class Caller:
 
         Closing the generator closes the connection. Raises `UpstreamError`.
         """
-        response, piece = await self._open(path, body)
-        del body  # which may be large; the answer may take minutes
-        silence = _Silence(response, self._timeouts.silence)
+        asked = b"%b%d\r\n\r\n%b" % (self._head(path), len(body), body)
+        connection = self._connections.free(self._origin) or await self._connect()
         try:
-            if response.status != 200:
-                raise await self._refusal(response, piece)
-            reader = reader_for(response.content_type)
+            connection.ask(asked)
+            del body, asked  # which may be large; the answer may take minutes
+            piece = await self._read(connection)
+            if connection.status != 200:
+                raise await self._refusal(connection, piece)
+            reader = reader_for(_content_type(connection))
             while True:
                 deltas = reader.feed(piece)
                 if deltas:
-                    with _unread(response):
-                        yield deltas
+                    connection.pause()
+                    yield deltas
+                    connection.resume()
                 if reader.failure is not None:
                     raise reader.failure
                 if reader.done or not piece:
                     break
-                piece = await self._read(response, silence, reader)
+                piece = await self._read(connection, reader)
             reader.check_ending()
-            await _part(response)
+            await _part(connection)
         except UpstreamError as error:
-            error.upstream_status = response.status
+            error.upstream_status = connection.status or None
             raise
         finally:
-            silence.stop()
-            response.close()
+            connection.done()
 
-    async def _open(self, path: str, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
-        """The response and the first bytes of its body."""
-        limit = self._timeouts.first_byte
-        response: aiohttp.ClientResponse | None = None
+    async def _connect(self) -> Connection:
+        limit = self._timeouts.connect
         try:
             async with asyncio.timeout(limit.total_seconds()):
-                response = await self._session.post(
-                    self._address(path),
-                    data=body,
-                    headers=self._headers,
-                    timeout=self._client_timeout,
-                    allow_redirects=False,
-                )
-                return response, await response.content.readany()
-        except BaseException as error:
-            if response is not None:
-                response.close()
-            if isinstance(error, aiohttp.ConnectionTimeoutError):
-                raise _timeout("no connection", self._timeouts.connect) from error
-            if isinstance(error, TimeoutError):
-                raise _timeout("no first byte", limit) from error
-            if isinstance(error, (aiohttp.ClientError, OSError)):
-                raise failures.broken(error) from error
-            raise
+                return await self._connections.open(self._origin)
+        except TimeoutError as error:
+            raise _timeout("no connection", limit) from error
+        except OSError as error:
+            raise failures.unreachable(error) from error
 
-    async def _read(
-        self, response: aiohttp.ClientResponse, silence: "_Silence", reader: Reader
-    ) -> bytes:
-        """The next bytes; nothing at the end of the body."""
+    async def _read(self, connection: Connection, reader: Reader | None = None) -> bytes:
+        """The next bytes; nothing at the end of the body. `reader`: None for the first of them."""
+        limit = self._timeouts.silence if reader else self._timeouts.first_byte
         try:
-            silence.begin()
-            piece = await response.content.readany()
-            silence.end()
-        except (aiohttp.ClientError, OSError) as error:
-            if reader.complete:
+            return await connection.read(limit.total_seconds())
+        except OSError as error:
+            if reader and reader.complete:
                 # All is said; that the goodbye is missing hurts nobody.
                 return b""
-            if silence.too_long:
-                raise _timeout("silence", self._timeouts.silence) from error
-            raise failures.broken(error) from error
-        return piece
+            if isinstance(error, TooLate):
+                raise _timeout("silence" if reader else "no first byte", limit) from error
+            raise failures.broken() from error
 
-    async def _refusal(self, response: aiohttp.ClientResponse, piece: bytes) -> UpstreamError:
+    async def _refusal(self, connection: Connection, piece: bytes) -> UpstreamError:
         body = bytearray(piece)
-        with suppress(TimeoutError, aiohttp.ClientError, OSError):
+        with suppress(TimeoutError, OSError):
             async with asyncio.timeout(self._timeouts.silence.total_seconds()):
                 while piece and len(body) < ERROR_BODY:
-                    piece = await response.content.readany()
+                    piece = await connection.read()
                     body += piece
-        return failures.refusal(response.status, bytes(body), response.headers, secret=self._secret)
+        headers = connection.headers
+        return failures.refusal(connection.status, bytes(body), headers, secret=self._secret)
+
+    def _head_of(self, path: str) -> bytes:
+        """All of a request's head but the length of its body. Raises `ValueError`."""
+        where = URL(self._base_url + path).update_query(self._query).raw_path_qs
+        lines = [f"POST {where} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in self._headers.items()]
+        if any(not line.isprintable() for line in lines):
+            raise ValueError("a header, perhaps the key, has a line break or the like")
+        return "\r\n".join([*lines, "Content-Length: "]).encode()
 
 
-class _Silence:
-    """Ends a read that waits too long; one timer a stream, where one a read costs 6 µs each."""
-
-    def __init__(self, response: aiohttp.ClientResponse, limit: timedelta) -> None:
-        self.too_long = False
-        self._response = response
-        self._limit = limit.total_seconds()
-        self._loop = asyncio.get_running_loop()
-        self._since: float | None = None
-        self._timer = self._loop.call_later(self._limit, self._look)
-
-    def begin(self) -> None:
-        """A read begins to wait."""
-        self._since = self._loop.time()
-
-    def end(self) -> None:
-        """It has got something."""
-        self._since = None
-
-    def stop(self) -> None:
-        """No more reads."""
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        waited = 0.0 if self._since is None else self._loop.time() - self._since
-        if waited >= self._limit:
-            self.too_long = True
-            self._response.close()
-        else:
-            self._timer = self._loop.call_later(self._limit - waited, self._look)
-
-
-@contextmanager
-def _unread(response: aiohttp.ClientResponse) -> Iterator[None]:
-    """What the upstream says meanwhile waits in the system, and comes as one: each read has its
-    price, whoever waits for it. Whoever leaves closes the connection."""
-    connection = response.connection
-    if connection is None or (transport := connection.transport) is None:  # all of it is here
-        yield
-        return
-    transport.pause_reading()
-    yield
-    if not transport.is_closing():
-        transport.resume_reading()
+def _content_type(connection: Connection) -> str:
+    return connection.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _timeout(what: str, limit: timedelta) -> UpstreamTimeout:
     return UpstreamTimeout(f"The upstream timed out: {what} for {limit.total_seconds():g} s.")
 
 
-async def _part(response: aiohttp.ClientResponse) -> None:
-    if response.content.at_eof():  # as of most
+async def _part(connection: Connection) -> None:
+    if connection.at_end:  # as of most
         return
-    with suppress(TimeoutError, aiohttp.ClientError, OSError):
+    with suppress(TimeoutError, OSError):
         async with asyncio.timeout(FAREWELL):
-            while await response.content.readany():
+            while await connection.read():
                 pass

@@ -1,13 +1,14 @@
 """An upstream's failures in our words: by status, by error object, by what broke on the way."""
 
 import os
+import socket
+import ssl
 import time
 from collections.abc import Mapping
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-import aiohttp
 import orjson
 
 from shared.errors import (
@@ -55,7 +56,10 @@ TOO_LONG: Final = (
 def refusal(
     status: int, body: bytes, headers: Mapping[str, str], *, secret: str | None
 ) -> UpstreamError:
-    """The failure behind an answer that is not 200; `secret` is never part of its message."""
+    """The failure behind an answer that is not 200; `secret` is never part of its message.
+
+    `headers`: by their names in lower case.
+    """
     try:
         told: object = orjson.loads(body)
     except ValueError:
@@ -71,16 +75,18 @@ def in_band(error: object, *, secret: str | None) -> UpstreamError:
     return _failure(_status_of(error), "The upstream failed" + _quote(error, secret), error)
 
 
-def broken(error: Exception) -> UpstreamError:
-    """The failure behind an exception of the HTTP client; it names no address."""
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
+def unreachable(error: OSError) -> UpstreamError:
+    """The failure behind a connection that was not made; it names no address."""
+    if isinstance(error, socket.gaierror):
         return UpstreamDisconnected("The upstream's host name was not found.")
-    if isinstance(error, aiohttp.ClientSSLError):
+    if isinstance(error, ssl.SSLError):
         return UpstreamDisconnected("No connection to the upstream: TLS failed.")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno
-        reason = os.strerror(number) if number else type(error.os_error).__name__
-        return UpstreamDisconnected(f"No connection to the upstream: {reason}.")
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    return UpstreamDisconnected(f"No connection to the upstream: {reason}.")
+
+
+def broken() -> UpstreamError:
+    """The failure behind a connection that ends in mid-answer, or before it."""
     return UpstreamDisconnected("The connection to the upstream broke off.")
 
 
@@ -137,10 +143,10 @@ def _pause(headers: Mapping[str, str]) -> timedelta | None:
     """How long it asks us to wait: milliseconds, seconds, or an HTTP date by its own clock."""
     seconds = _number(headers.get("retry-after-ms"), 1000)
     if seconds is None:
-        seconds = _number(headers.get("Retry-After"), 1)
-    if seconds is None and (moment := _moment(headers.get("Retry-After"))) is not None:
+        seconds = _number(headers.get("retry-after"), 1)
+    if seconds is None and (moment := _moment(headers.get("retry-after"))) is not None:
         # Its `Date` says what time it thinks it is: our clocks need not agree.
-        seconds = moment - (_moment(headers.get("Date")) or time.time())
+        seconds = moment - (_moment(headers.get("date")) or time.time())
     if seconds is None or seconds != seconds:
         return None
     return timedelta(seconds=min(max(seconds, 0.0), LONGEST_PAUSE))

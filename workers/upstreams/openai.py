@@ -4,11 +4,11 @@ from collections.abc import AsyncGenerator
 from typing import Any, Final
 from urllib.parse import quote
 
-import aiohttp
 import orjson
 
 from shared.catalog import UpstreamEntry
 from workers.upstreams.calls import Caller
+from workers.upstreams.connections import Connections
 from workers.upstreams.openai_stream import reader_for
 from workers.upstreams.protocol import Delta, Timeouts
 
@@ -21,7 +21,7 @@ class OpenAIUpstream:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        connections: Connections,
         entry: UpstreamEntry,
         *,
         api_key: str | None,
@@ -34,7 +34,9 @@ class OpenAIUpstream:
             headers = {"api-key": api_key}
         elif api_key is not None:
             headers = {"Authorization": f"Bearer {api_key}"}
-        self._caller = Caller(session, entry, headers=headers, secret=api_key, timeouts=timeouts)
+        self._caller = Caller(
+            connections, entry, headers=headers, secret=api_key, timeouts=timeouts
+        )
 
     def stream(
         self, request: dict[str, Any], *, model: str, max_output_tokens: int | None = None
