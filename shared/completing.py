@@ -47,6 +47,8 @@ class Ended(NamedTuple):
     status: JobStatus
     available: int | None
     """Nano-credits that its account can spend now; None when that was not looked at."""
+    heralded: bool
+    """There may be webhooks to send."""
 
 
 def settle(session: Session, many: list[Done]) -> list[Ended | None]:
@@ -58,10 +60,10 @@ def settle(session: Session, many: list[Done]) -> list[Ended | None]:
     # In order, as everybody takes several rows.
     in_turn = sorted(many, key=lambda one: one.lease.job_id)
     moved = _move(connection, [one for one in in_turn if one.plain])
-    ended = {one.lease: one for one, _ in moved}
-    plainly = Ended(JobStatus.COMPLETED, _pay(session, list(ended.values())))
+    left = _pay(session, [one for one, _ in moved])
+    ended = {one.lease: Ended(JobStatus.COMPLETED, left, wanted) for one, wanted in moved}
     _tell(session, [one.job for one, wanted in moved if wanted])
-    return [plainly if one.lease in ended else _alone(session, one) for one in many]
+    return [ended.get(one.lease) or _alone(session, one) for one in many]
 
 
 def _move(connection: Connection, many: Sequence[Done]) -> list[tuple[Done, bool]]:
@@ -139,4 +141,4 @@ def _tell(session: Session, ended: Sequence[Job]) -> None:
 
 def _alone(session: Session, one: Done) -> Ended | None:
     job = leases.settle(session, one.lease, one.outcome)
-    return None if job is None else Ended(JobStatus(job.status), None)
+    return None if job is None else Ended(JobStatus(job.status), None, True)

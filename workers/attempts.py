@@ -306,7 +306,7 @@ async def _written(tx: Transactions, running: Running, outcome: Outcome) -> Job 
     ended = await tx.together(job.account_id, completing.settle, done)
     if ended is None:
         return None
-    running.available = ended.available
+    running.available, running.heralded = ended.available, ended.heralded
     job.status, job.error = ended.status.value, None
     job.usage, job.cost = outcome.said.usage, None if job.held is None else done.cost
     return job
@@ -314,7 +314,7 @@ async def _written(tx: Transactions, running: Running, outcome: Outcome) -> Job 
 
 async def _tell(bench: Bench, running: Running, job: Job | None, outcome: Outcome | None) -> None:
     """After the commit: end the log and put the limits right, or leave it to the next attempt."""
-    if job is not None and job.status in TERMINAL:
+    if job is not None and job.status in TERMINAL and running.heralded:
         bench.deliveries.wake()
     if job is None or job.status not in TERMINAL:
         if running.log is not None:

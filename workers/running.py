@@ -44,6 +44,8 @@ class Running:
     first_delta_at: int | None = None
     available: int | None = None
     """Nano-credits that the account could spend at the end; None until then, or if not known."""
+    heralded: bool = True
+    """Its end may have left webhooks to send."""
     _unsaid: list[bytes] = field(default_factory=list)
     """Deltas without a word in them, which nobody was shown."""
     _warned: bool = False

@@ -131,7 +131,7 @@ def test_a_line_that_took_more_than_was_held_is_paid(sessions: Sessions) -> None
         usage = {"prompt_tokens": 9_000, "completion_tokens": 9_000, "total_tokens": 18_000}
 
         [ended] = completing.settle(session, [completed(claim, usage=usage)])
-        assert ended == Ended(JobStatus.COMPLETED, None)
+        assert ended == Ended(JobStatus.COMPLETED, None, heralded=True)
         assert session.get_one(Job, claim.job.id, populate_existing=True).cost == held + 5
         assert credits(session) == (0, 0)
     assert audit.examine(sessions.engine).flaws == []
@@ -145,8 +145,9 @@ def test_endpoints_are_told_of_lines_if_they_ask(sessions: Sessions, asks: bool)
         events = ["chat.completion.completed"] if asks else None
         webhooks.create(session, account_id, Terms(url="https://app.example/", events=events))
         some = claims(session, 2)
-        completing.settle(session, [completed(claim) for claim in some])
+        ended = completing.settle(session, [completed(claim) for claim in some])
 
+        assert [one.heralded for one in ended if one] == [True, True]
         told = set(session.exec(select(Event.subject).where(col(Event.type).like("chat.%"))))
         assert told == ({f"chatcmpl-{claim.job.id}" for claim in some} if asks else set())
 
@@ -156,6 +157,7 @@ def test_a_free_line_leaves_the_ledger_alone(sessions: Sessions) -> None:
     with sessions() as session:
         lines = [completed(claim) for claim in claims(session, 2, model="test")]
 
-        assert completing.settle(session, lines) == [Ended(JobStatus.COMPLETED, None)] * 2
+        silent = Ended(JobStatus.COMPLETED, None, heralded=False)
+        assert completing.settle(session, lines) == [silent] * 2
         found = jobs.find(session, lines[0].job.account_id, lines[0].job.id)
         assert (found.cost, row(session, found.id)["ledger"]) == (None, [])
