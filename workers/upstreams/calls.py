@@ -152,8 +152,8 @@ class Caller:
         where = URL(self._base_url + path).update_query(self._query).raw_path_qs
         lines = [f"POST {where} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in self._headers.items()]
-        if any(not line.isprintable() for line in lines):
-            raise ValueError("a header, perhaps the key, has a line break or the like")
+        if any(each in line for line in lines for each in "\r\n\0"):
+            raise ValueError("a header, perhaps the key, has a line break in it")
         return "\r\n".join([*lines, "Content-Length: "]).encode()
 
 

@@ -70,8 +70,6 @@ class Connections:
         idle = self._idle.get(connection.origin, [])
         if connection in idle:
             idle.remove(connection)
-        if not idle:
-            self._idle.pop(connection.origin, None)
 
     def close(self) -> None:
         """Close those that nobody uses."""
@@ -84,9 +82,8 @@ class Connections:
 
     def _sweep(self) -> None:
         self._close(self._too_old())
-        self._sweeping = None
-        if self._idle:
-            self._sweeping = self.loop.call_later(self._longest, self._sweep)
+        kept = any(self._idle.values())
+        self._sweeping = self.loop.call_later(self._longest, self._sweep) if kept else None
 
     def _close(self, upto: float) -> None:
         for idle in list(self._idle.values()):
@@ -219,8 +216,8 @@ class Connection(asyncio.Protocol):
         """Keep it for another request, if this one's answer has come to its end."""
         self._in_use, self._until = False, math.inf
         self._pieces.clear()
-        sent = self._transport.get_write_buffer_size() == 0
-        if self.at_end and self._again and sent and not self._transport.is_closing():
+        still = self._transport.get_write_buffer_size() == 0 and not self._paused
+        if self.at_end and self._again and still and not self._transport.is_closing():
             self._connections.keep(self)
         else:
             self.close()
