@@ -186,7 +186,7 @@ def test_a_status_without_a_body_is_heard_and_then_the_wait_is_over() -> None:
 
     assert type(heard.error) is UpstreamTimeout
     assert "no first byte for 0.1 s" in heard.error.message
-    assert heard.error.upstream_status == 200
+    assert heard.error.upstream_status is None
 
 
 def test_connections_that_nobody_uses_are_closed() -> None:

@@ -88,11 +88,12 @@ class Caller:
         """
         asked = b"%b%d\r\n\r\n%b" % (self._head(path), len(body), body)
         connection = self._connections.free(self._origin) or await self._connect()
+        status = None  # that of an answer whose body has begun
         try:
             connection.ask(asked)
             del body, asked  # which may be large; the answer may take minutes
             piece = await self._read(connection)
-            if connection.status != 200:
+            if (status := connection.status) != 200:
                 raise await self._refusal(connection, piece)
             reader = reader_for(_content_type(connection))
             while True:
@@ -109,7 +110,7 @@ class Caller:
             reader.check_ending()
             await _part(connection)
         except UpstreamError as error:
-            error.upstream_status = connection.status or None
+            error.upstream_status = status
             raise
         finally:
             connection.done()
