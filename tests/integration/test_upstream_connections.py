@@ -12,7 +12,7 @@ import uvloop
 
 from shared.catalog import UpstreamEntry
 from shared.errors import UpstreamDisconnected, UpstreamError, UpstreamRejected, UpstreamTimeout
-from tests.hearing import KEY, PATIENT, Heard, hear, listen
+from tests.hearing import KEY, PATIENT, Heard, hear, listen, opened
 from workers.upstreams.connections import Connections
 from workers.upstreams.openai import OpenAIUpstream
 from workers.upstreams.protocol import Timeouts
@@ -65,12 +65,12 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(server: Server, path: str = "/v1") -> AsyncIterator[UpstreamEntry]:
+async def serving(server: Server) -> AsyncIterator[UpstreamEntry]:
     """The catalogue's entry for it."""
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
     async with listening:
-        yield UpstreamEntry(dialect="openai", base_url=f"http://127.0.0.1:{port}{path}")
+        yield UpstreamEntry(dialect="openai", base_url=f"http://127.0.0.1:{port}/v1")
 
 
 def asked(
@@ -84,10 +84,11 @@ def asked(
 
     async def ask() -> tuple[list[Heard], Server]:
         server = make()
-        async with serving(server) as entry:
-            with Connections() as connections:
-                upstream = OpenAIUpstream(connections, entry, api_key=key, timeouts=timeouts)
-                heard = [await listen(upstream, request, model="m") for _ in range(times)]
+        async with (
+            serving(server) as entry,
+            opened(OpenAIUpstream, entry, timeouts, key) as upstream,
+        ):
+            heard = [await listen(upstream, request, model="m") for _ in range(times)]
         return heard, server
 
     return uvloop.run(ask())
@@ -251,8 +252,7 @@ def test_an_address_may_have_a_name_and_a_password() -> None:
         async with serving(server) as entry:
             url = entry.base_url.replace("//", "//me:p%40ss@")
             named = UpstreamEntry(dialect="openai", base_url=url)
-            with Connections() as connections:
-                upstream = OpenAIUpstream(connections, named, api_key=None, timeouts=PATIENT)
+            async with opened(OpenAIUpstream, named, api_key=None) as upstream:
                 assert (await listen(upstream, ASKED, model="m")).text == "Yes"
         return bytes(server.connections[0])
 

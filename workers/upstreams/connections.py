@@ -5,6 +5,7 @@ Names are looked up once a minute, and a server's addresses are tried side by si
 
 import asyncio
 import math
+import socket
 import ssl
 import time
 import zlib
@@ -112,7 +113,7 @@ class Connections:
     async def _addresses(self, origin: Origin) -> list[Any]:
         until, found = self._names.get(origin, (0.0, None))
         if found is None or until < time.monotonic():
-            asked = self.loop.getaddrinfo(origin.host, origin.port, type=1)
+            asked = self.loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
             found = asyncio.ensure_future(asked)
             found.add_done_callback(_heard)
             self._names[origin] = time.monotonic() + KNOWN_FOR, found
@@ -243,7 +244,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade, zlib.error) as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._break(OSError(f"not understood: {type(error).__name__}"))
         if not self.status:
             self._head_left -= len(data)
