@@ -146,7 +146,9 @@ def answer_payload(
 
 def pack(log: bytes) -> bytes:
     """A finished log's deltas, JSON lines, as the archive keeps them."""
-    return zlib.compress(log, 3)
+    # The usual window is 260 KiB of memory, which take longer to come by than most logs to pack.
+    packer = zlib.compressobj(3, zlib.DEFLATED, 14, 6)
+    return packer.compress(log) + packer.flush()
 
 
 def unpack(archive: bytes) -> list[bytes]:

@@ -168,6 +168,25 @@ def test_what_only_begins_and_ends_like_a_text_is_read(inside: str) -> None:
     assert lines(deltas)[1] == json.loads(second.replace("TEXT", inside))
 
 
+@pytest.mark.parametrize("odd", ["", "\\u00fc", '"', '","', '\\"', "\\", '"], ["'])
+@pytest.mark.parametrize("place", [0, 1, 70, 199])
+def test_one_that_is_odd_changes_none_of_its_many_neighbours(odd: str, place: int) -> None:
+    """Those before and after it are what they were, and it is what it is by itself."""
+    chunks = alike(*(f"text {number} " for number in range(200)))
+    [chunks[place]] = [alike("TEXT")[0].replace("TEXT", odd)]
+
+    together, reader = heard(chunks)
+
+    apart = ChatEvents(1, None)
+    alone = [delta for one in chunks for delta in apart.feed(f"data: {one}\n\n".encode())]
+    assert lines(together) == lines(alone)[: len(lines(together))]
+    assert (reader.failure is None) is (apart.failure is None)
+    if reader.failure is None:
+        assert lines(together) == list(map(json.loads, chunks))
+    else:
+        assert len(lines(together)) == place
+
+
 @pytest.mark.parametrize("broken", ["\\ud800", "\\x", "\t"])
 def test_what_is_no_text_is_the_failure_that_it_is_without_its_neighbours(broken: str) -> None:
     """What came before it is heard."""

@@ -4,7 +4,7 @@ Most chunks of a stream differ from the one before in nothing but their text. Wh
 knows the others by their bytes, for a fifth of what it takes to read each.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -15,6 +15,9 @@ TEXT: Final = frozenset({"content"})
 """All there is in most deltas."""
 _TRIES: Final = 8
 """Chunks of a stream that are looked at; where each is unlike the last it is not worth the time."""
+_RUN: Final = 64
+"""Chunks that are taken at once: where one is not like the others, those before are looked at
+again."""
 _PROBE: Final = "another text"
 
 
@@ -43,24 +46,40 @@ class Texts:
         self._said: list[str] = []
         self._lines: list[bytes] = []
 
-    def others(self, payloads: Iterable[bytes]) -> Iterator[bytes]:
+    def others(self, payloads: Sequence[bytes]) -> Iterator[bytes]:
         """The payloads that have to be read; those in between are gathered."""
+        at = 0
+        while at < len(payloads):
+            run = payloads[at : at + _RUN]
+            taken = self._gather(run)
+            at += taken
+            if taken < len(run):
+                yield payloads[at]
+                at += 1
+
+    def _gather(self, payloads: Sequence[bytes]) -> int:
+        """Take those that are like the last that was read, up to one that is not: so many."""
+        frame, inside = self._frame, []
+        if frame is None:
+            return 0
+        before, after, begin, end, line_before, line_after, *_ = frame
         for payload in payloads:
-            frame, text = self._frame, None  # of the chunk that was read last
-            if frame and payload.startswith(frame.before) and payload.endswith(frame.after):
-                literal = payload[frame.begin : frame.end]
-                if literal[:1] == b'"' == literal[-1:]:
-                    try:
-                        text = orjson.loads(literal)
-                    except ValueError:
-                        text = None  # it is more than one string
-            if frame is None or text is None:
-                yield payload
-                continue
-            if b"\\u" in literal:  # longer than it need be
-                literal = orjson.dumps(text)
-            self._said.append(text)
-            self._lines.append(b"%b%b%b" % (frame.line_before, literal, frame.line_after))
+            if not (payload.startswith(before) and payload.endswith(after)):
+                break
+            inside.append(payload[begin:end])
+        if not all(inside):  # it says nothing, or only one quote is there
+            del inside[inside.index(b"") :]
+        text = _read(inside)
+        while text is None and inside:  # one of them is more than a string
+            inside.pop()
+            text = _read(inside)
+        if text is None:
+            return 0
+        if b"\\u" in b"".join(inside):  # longer than it need be
+            inside = [orjson.dumps(_read([each]))[1:-1] for each in inside]
+        self._said.append(text)
+        self._lines += [line_before + each + line_after for each in inside]
+        return len(inside)
 
     def gathered(self) -> list[Delta]:
         """What was gathered, as one delta; nothing when there is none."""
@@ -95,6 +114,15 @@ def is_text(choice: dict[str, Any]) -> bool:
     )
 
 
+def _read(inside: Sequence[bytes]) -> str | None:
+    """What these strings say, each without its quotes; None if one of them is something else."""
+    try:
+        texts = orjson.loads(b'["%b"]' % b'","'.join(inside))
+        return "".join(texts) if len(texts) == len(inside) else None
+    except (ValueError, TypeError):
+        return None
+
+
 def _frame(payload: bytes, delta: Delta, choice: dict[str, Any]) -> _Frame | None:
     text = choice["delta"]["content"]
     sent, kept = _around(payload, text), _around(delta.lines[0], text)
@@ -107,8 +135,9 @@ def _frame(payload: bytes, delta: Delta, choice: dict[str, Any]) -> _Frame | Non
 def _around(told: bytes, text: str) -> tuple[bytes, bytes] | None:
     """What surrounds the text in a chunk's JSON; None where it is not plain which place is its."""
     before, _, after = told.partition(orjson.dumps(text))
+    before, after = before + b'"', b'"' + after
     try:
-        probed = orjson.loads(before + orjson.dumps(_PROBE) + after)
+        probed = orjson.loads(before + _PROBE.encode() + after)
         found: bool = probed["choices"][0]["delta"]["content"] == _PROBE
     except (ValueError, KeyError, IndexError):
         return None
