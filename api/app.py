@@ -44,7 +44,11 @@ RESOURCES = (chat, public, completions, jobs, *BULK, *OURS, *ADMIN, health)
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
-    """The API as an ASGI app; opens database and Redis when it starts."""
+    """The API, which opens database and Redis when it starts.
+
+    What is to be served is `app.state.surrounded`: FastAPI's own middleware takes a request past
+    four more of its kind.
+    """
     metrics = Metrics()
 
     @asynccontextmanager
@@ -79,6 +83,6 @@ def create_app(settings: ApiSettings) -> FastAPI:
         for route in resource.router.routes
         if isinstance(route, APIRoute) and route.endpoint in SUBMISSIONS
     ]
-    app.add_middleware(Direct, routes=asked_most)
-    app.add_middleware(Requests, metrics=metrics, limit_of=limit_of)
+    direct = Direct(app, routes=asked_most)
+    app.state.surrounded = Requests(direct, metrics=metrics, limit_of=limit_of)
     return app

@@ -5,12 +5,14 @@ took longer than they do. FastAPI has them all the same, for the document.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from fastapi import FastAPI
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
 
 from api import errors
 from api.callers import Caller
@@ -24,7 +26,7 @@ from shared.keys import COMPLETIONS, KeyChanged
 class Direct:
     """Pure ASGI: calls these routes with what they ask for, and leaves all else to the app."""
 
-    def __init__(self, app: ASGIApp, *, routes: Iterable[APIRoute]) -> None:
+    def __init__(self, app: FastAPI, *, routes: Iterable[APIRoute]) -> None:
         self._app = app
         self._routes = {
             (method, route.path): route for route in routes for method in route.methods or ()
@@ -36,9 +38,9 @@ class Direct:
         if not route:
             await self._app(scope, receive, send)
             return
-        scope["route"] = route
+        scope["route"], scope["app"] = route, self._app
         try:
-            answered = await _asked(route, Request(scope, receive))
+            answered = await _asked(route, _Request(scope, receive))
         except ServiceError as error:
             await errors.refusal(error)(scope, receive, send)
             return
@@ -46,6 +48,53 @@ class Direct:
             await answered.response(scope, receive, send)
         finally:  # the last byte was sent, or nobody wants it
             await answered.admission.end()
+
+
+class _Request(Request):
+    """Starlette's, with headers that are looked up, and a body that is most often one piece."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        super().__init__(scope, receive)
+        self._known = _Headers(scope=scope)
+
+    @property
+    def headers(self) -> Headers:
+        """By their names, in whatever case."""
+        return self._known
+
+    async def body(self) -> bytes:
+        """All of it. Raises `ClientDisconnect`."""
+        message = await self.receive()
+        pieces = [message.get("body", b"")]
+        while message.get("more_body"):
+            message = await self.receive()
+            pieces.append(message.get("body", b""))
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        return b"".join(pieces)
+
+
+class _Headers(Headers):
+    """Starlette's own are read through, and a name is encoded, for each that is looked for."""
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope=scope)
+        each = reversed(self.raw)  # of several with a name the first counts
+        self._first = {name.decode("latin-1"): value.decode("latin-1") for name, value in each}
+
+    def __getitem__(self, key: str) -> str:
+        return self._first[key.lower()]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and key.lower() in self._first
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The first of this name."""
+        return self._first.get(key.lower(), default)
+
+    def getlist(self, key: str) -> list[str]:
+        """All of this name."""
+        return super().getlist(key) if key in self else []
 
 
 class _Answered(NamedTuple):

@@ -57,6 +57,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _bug)
 
 
 async def _service_error(_: Request, error: Exception) -> Response:
@@ -93,6 +94,10 @@ async def _validation_error(_: Request, error: Exception) -> Response:
     first = error.errors()[0]
     param = ".".join(str(part) for part in first["loc"][1:])
     return refusal(InvalidRequest(f"{param}: {first['msg']}.", param=param))
+
+
+async def _bug(request: Request, _: Exception) -> Response:
+    return internal_error(request.scope["state"]["request_id"])  # it is logged further out
 
 
 def internal_error(request_id: str) -> Response:

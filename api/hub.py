@@ -71,8 +71,8 @@ class Bell:
         elif self._messages:
             self._rung.set()
 
-    def wake(self) -> None:
-        """End the wait, though nothing came."""
+    def wake(self, _: object = None) -> None:
+        """End the wait, though nothing came; something that ends may call it."""
         self._rung.set()
 
     async def wait(self, seconds: float) -> list[bytes]:
@@ -170,7 +170,8 @@ class Hub:
 
     def _want(self, channel: bytes, subscribed: bool) -> None:
         self._wanted[channel] = subscribed
-        self._wake.set()
+        if subscribed:  # what is left may wait for that
+            self._wake.set()
 
     async def _run(self) -> None:
         while True:
@@ -212,7 +213,8 @@ class Hub:
                     await self._wake.wait()
             except TimeoutError:
                 await connection.send_command("PING", check_health=False)
-                continue
+                if not self._wanted:
+                    continue
             self._wake.clear()
             wanted, self._wanted = self._wanted, {}
             commands = []

@@ -47,6 +47,7 @@ class Metrics:
         self.accepted = Counter(
             "sluice_jobs_accepted", "Jobs accepted.", ["lane"], registry=self.registry
         )
+        self.accepted_of = cache(self.accepted.labels)
         self.readers = Gauge(
             "sluice_readers", "Streams and held requests that listen.", registry=self.registry
         )
@@ -103,7 +104,6 @@ class Requests:
         began = time.perf_counter()
         status = 0
         scope["state"]["request_id"] = request_id
-        structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
 
         async def with_id(message: Message) -> None:

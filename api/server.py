@@ -10,6 +10,7 @@ import uvicorn
 
 from api.app import create_app
 from api.commit import DOUBT_WITHIN
+from api.connection import Connection
 from api.settings import ApiSettings
 from shared.db import ANSWER_WITHIN
 from shared.hangup import on_hangup
@@ -36,11 +37,11 @@ class Server(uvicorn.Server):
         self._signals: set[int] = set()
         super().__init__(
             uvicorn.Config(
-                self._app,
+                self._app.state.surrounded,
                 host=settings.host,
                 port=settings.port,
                 loop="uvloop",
-                http="httptools",
+                http=Connection,
                 timeout_graceful_shutdown=math.ceil(self._grace) + LAST_RESORT,
                 log_config=None,
                 access_log=False,  # the app logs its requests itself

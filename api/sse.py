@@ -13,6 +13,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.exchange import leaving
 from api.settings import ApiSettings
 from shared import background, clock, ids
 from shared.errors import Fault
@@ -133,14 +134,15 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the stream to its end."""
         sending = asyncio.ensure_future(self._send(send))
-        leaving = asyncio.ensure_future(left(receive))
         patience = asyncio.ensure_future(self._patience())
         try:
-            await asyncio.wait({sending, leaving, patience}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {sending, leaving(scope), patience}, return_when=asyncio.FIRST_COMPLETED
+            )
             if sending.done():
                 sending.result()
         finally:
-            await background.stop(sending, leaving, patience)
+            await background.stop(sending, patience)
 
     async def _patience(self) -> None:
         """Return when the client has taken no bytes for too long: one timer for all it is sent."""
@@ -171,9 +173,3 @@ class EventStream(Response):
         self._unread_since = asyncio.get_running_loop().time()
         await send({"type": "http.response.body", "body": frames, "more_body": more})
         self._unread_since = None
-
-
-async def left(receive: Receive) -> None:
-    """Return when the client is gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

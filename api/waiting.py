@@ -8,10 +8,10 @@ from typing import Any
 from fastapi import Request
 from redis.exceptions import RedisError
 
+from api.exchange import leaving
 from api.following import QUIET, QUIETEST
 from api.front import Front
 from api.hub import Bell
-from api.sse import left
 from shared import answers, streams
 from shared.answers import Kept, Seen
 from shared.errors import Unavailable
@@ -41,19 +41,19 @@ async def _attended(
     front: Front, job: Job, until: float, request: Request, bell: Bell, *, anew: bool
 ) -> Seen:
     """Wait for the bell's last message, and have it wake us when the client leaves."""
-    leaving = asyncio.ensure_future(left(request.receive))
-    leaving.add_done_callback(lambda _: bell.wake())
+    left, wake = leaving(request.scope), bell.wake
+    left.add_done_callback(wake)
     try:
-        return await _heard(front, job, until, leaving, bell, anew=anew)
+        return await _heard(front, job, until, left, bell, anew=anew)
     finally:
-        leaving.cancel()
+        left.remove_done_callback(wake)
 
 
 async def _heard(
     front: Front,
     job: Job,
     until: float,
-    leaving: asyncio.Future[None],
+    left: asyncio.Future[None],
     bell: Bell,
     *,
     anew: bool,
@@ -62,7 +62,7 @@ async def _heard(
     long, or did not bring the answer of a job that is `anew`."""
 
     def over() -> bool:
-        return front.draining or leaving.done() or time.monotonic() >= until
+        return front.draining or left.done() or time.monotonic() >= until
 
     quiet, seen = QUIET, Seen(job)
     while True:

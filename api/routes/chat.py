@@ -13,6 +13,7 @@ from api.accept import accept, submission, told
 from api.callers import Caller
 from api.deps import AdmissionDep, AuthorizedCaller, FrontDep
 from api.errors import envelope, json_response
+from api.exchange import leaving
 from api.following import FROM_START
 from api.front import Front
 from api.hub import Bell
@@ -201,7 +202,7 @@ async def accepted(front: Front, job: Job, prefer: Prefer, *, new: bool) -> Resp
 
 async def _held_too_long(request: Request, front: Front, job: Job) -> Response:
     # Also when the client has left: then nobody reads this, and the job is left to its grace.
-    if not await request.is_disconnected():
+    if not leaving(request.scope).done():
         await front.tx(jobs.let_go_on, job.id)
     where = completion_path(job)
     error = SyncWaitExceeded(

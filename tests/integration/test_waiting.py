@@ -12,6 +12,7 @@ import pytest
 from fastapi import Request
 from pydantic import SecretStr
 
+from api.exchange import LEFT
 from api.front import Front
 from api.middleware import Metrics
 from api.settings import ApiSettings
@@ -51,12 +52,7 @@ class Desk:
 
 def nobody_leaves() -> Request:
     """A request whose client waits for its answer."""
-
-    async def receive() -> dict[str, Any]:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    return Request({"type": "http"}, receive)
+    return Request({"type": "http", "extensions": {LEFT: asyncio.Future()}})
 
 
 @pytest.fixture
@@ -73,7 +69,7 @@ async def desk(tmp_path: Path, redis_server: Valkey) -> AsyncIterator[Desk]:
     new = Submission(account_id=account.id, request_id="req", model="test", body=b"{}")
     yield Desk(front, await tx(jobs.submit, new))
     await front.hub.stop()
-    await asyncio.to_thread(front.hints.close, timedelta())
+    await front.hints.close(timedelta())
     tx.close()
     await redis.aclose()
 
