@@ -186,11 +186,10 @@ async def _commit(
 
 
 def _hint(front: Front, submissions: Sequence[Submission]) -> None:
-    for lane in Lane:
-        ours = [new for new in submissions if new.lane == lane]
+    for lane in {new.lane for new in submissions}:
+        ours = [new for new in submissions if new.lane is lane]
         due = [new.job_id for new in ours if new.hinted and new.run_at is None]
         if due:
             front.window.sent(lane, len(due))
             front.hints.send(lane, due)
-        if ours:
-            front.metrics.accepted.labels(lane.value).inc(len(ours))
+        front.metrics.accepted_of(lane.value).inc(len(ours))

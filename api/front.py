@@ -22,11 +22,11 @@ from api.settings import ApiSettings
 from api.throttle import Throttle
 from api.tokens import Tokens
 from api.window import Window
-from shared import catalog, connections, db, hints, queue, reload, standing, streams
+from shared import catalog, connections, db, hints, reload, standing, streams
 from shared.catalog import Catalog
 from shared.errors import ModelNotFound
 from shared.lately import Forgotten, Lately
-from shared.queue import Hints
+from shared.sending import Hints
 from shared.standing import Standing
 from shared.storage import Storage
 from shared.tables import Job
@@ -63,7 +63,7 @@ class Front:
         self.backlog = Backlog(tx, settings.queue_limit)
         self.holds = Holds(tx, metrics)
         self.throttle = Throttle(redis, tx)
-        self.hints = Hints(queue.connect(settings.redis), self._lost)
+        self.hints = Hints(redis, lambda lost: tx(hints.forget, lost))
         self.draining = False
         """What is held open has to end now: this process is about to stop."""
         self._lately = Lately()
@@ -112,10 +112,6 @@ class Front:
         except (RedisError, OSError) as error:
             log.warning("log_not_deleted", job_id=job.id, error=str(error))  # it expires
 
-    def _lost(self, job_ids: list[str]) -> None:
-        """From the thread of the hints: these were not sent, the feeder has to."""
-        asyncio.run_coroutine_threadsafe(self.tx(hints.forget, job_ids), self._loop)
-
 
 @asynccontextmanager
 async def lifespan(settings: ApiSettings, metrics: Metrics) -> AsyncIterator[Front]:
@@ -125,6 +121,7 @@ async def lifespan(settings: ApiSettings, metrics: Metrics) -> AsyncIterator[Fro
     front = Front(
         settings, tx=tx, redis=redis, catalog=catalog.load(settings.catalog), metrics=metrics
     )
+    front.hints.start()
     front.hub.start()
     front.attendance.start()
     front.window.start()
@@ -139,6 +136,6 @@ async def lifespan(settings: ApiSettings, metrics: Metrics) -> AsyncIterator[Fro
         await front.window.stop()
         await front.attendance.stop()
         await front.hub.stop()
-        await asyncio.to_thread(front.hints.close, LAST_HINTS_WITHIN)
+        await front.hints.close(LAST_HINTS_WITHIN)
         tx.close()
         await connections.close(redis)

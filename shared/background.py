@@ -47,3 +47,10 @@ async def stop(*tasks: "asyncio.Future[Any] | None") -> None:
     for task in ending:
         cancel(task)
     await asyncio.gather(*ending, return_exceptions=True)
+
+
+async def over(task: asyncio.Task[Any]) -> None:
+    """Wait until a task is over, however it ends. `asyncio.wait` takes thrice as long for one."""
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    task.add_done_callback(lambda _: None if ended.done() else ended.set_result(None))
+    await ended

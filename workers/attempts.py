@@ -13,7 +13,7 @@ import orjson
 import structlog
 from redis.exceptions import RedisError
 
-from shared import completing, endings, features, jobs, leases, prices, streams
+from shared import background, completing, endings, features, jobs, leases, prices, streams
 from shared.catalog import Model
 from shared.db import Transactions
 from shared.errors import (
@@ -106,10 +106,10 @@ async def _outcome(bench: Bench, running: Running) -> Outcome | None:
     if bench.draining:
         running.stop("handed_back")
     try:
-        await asyncio.wait({running.task})
+        await background.over(running.task)
     except asyncio.CancelledError:  # Celery's hard limit, or the end of the process
         running.stop("handed_back")
-        await asyncio.wait({running.task})
+        await background.over(running.task)
     try:
         return _stopped(running) if running.task.cancelled() else await _ended(bench, running)
     except Exception as error:

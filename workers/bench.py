@@ -8,7 +8,7 @@ from functools import partial
 import structlog
 from redis.asyncio import Redis
 
-from shared import catalog, connections, db, hints, queue, reload
+from shared import catalog, connections, db, hints, reload
 from shared.catalog import Catalog
 from shared.errors import Unavailable
 from shared.storage import Storage
@@ -106,11 +106,10 @@ async def lifespan(settings: WorkerSettings) -> AsyncIterator[Bench]:
     redis = connections.open_redis(settings.redis)
     tx = db.Transactions(db.connect(settings.database))
     models = catalog.load(settings.catalog)
-    celery = queue.connect(settings.redis)
     with Connections() as to_upstreams:
         opener = partial(upstreams.open_upstreams, to_upstreams, settings=settings)
         bench = Bench(settings, tx=tx, redis=redis, catalog=models, open_upstreams=opener)
-        control = Control(settings, tx, redis, celery, lambda: bench.catalog)
+        control = Control(settings, tx, redis, lambda: bench.catalog)
         batching = Batching(
             settings,
             tx,

@@ -11,7 +11,6 @@ from contextlib import suppress
 from datetime import timedelta
 
 import structlog
-from celery import Celery
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -32,7 +31,8 @@ from shared.catalog import Catalog
 from shared.db import Transactions
 from shared.errors import Unavailable
 from shared.lifecycle import Lane
-from shared.queue import Hints, queue_key, waiting
+from shared.queue import queue_key, waiting
+from shared.sending import Hints
 from shared.tables import Job
 from workers.feeder import Feeder
 from workers.probation import Probation
@@ -101,7 +101,6 @@ class Control:
         settings: WorkerSettings,
         tx: Transactions,
         redis: Redis,
-        celery: Celery,
         catalog: Callable[[], Catalog],
     ) -> None:
         self._settings = settings
@@ -117,7 +116,7 @@ class Control:
         """When the database was last found away."""
         self._unheard: dict[str, float] = {}
         """Jobs to which nobody listens, and since when, by `time.monotonic`."""
-        self._hints = Hints(celery, self._lost)
+        self._hints = Hints(redis, lambda lost: tx(hints.forget, lost))
         self._probation = Probation(
             tx,
             self._hint,
@@ -127,12 +126,12 @@ class Control:
         self._feeder = Feeder(settings, tx, redis, self._hints, catalog, lambda: self.leader)
         self.leader: str | None = None
         """The name under which this process leads; None while it does not."""
-        self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to turn; needs the running loop."""
         self._task = asyncio.create_task(self._run(), name="control")
+        self._hints.start()
         self._feeder.start()
 
     async def stop(self) -> None:
@@ -143,7 +142,7 @@ class Control:
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(RESIGN_WITHIN):
                 await self._tx(leadership.resign, feeding.ROLE, self._me)
-        await asyncio.to_thread(self._hints.close, LAST_HINTS_WITHIN)
+        await self._hints.close(LAST_HINTS_WITHIN)
 
     async def _run(self) -> None:
         while True:
@@ -255,7 +254,3 @@ class Control:
             some = job_ids[start : start + AT_ONCE]
             marked = await self._tx(hints.mark, some, after_ms=self._hint_ttl)
             self._hints.send(lane, marked)
-
-    def _lost(self, job_ids: list[str]) -> None:
-        """From the thread of the hints: these were not sent."""
-        asyncio.run_coroutine_threadsafe(self._tx(hints.forget, job_ids), self._loop)

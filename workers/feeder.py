@@ -23,7 +23,8 @@ from shared.db import Transactions
 from shared.errors import ModelNotFound, Unavailable
 from shared.feeding import Flight
 from shared.lifecycle import Lane
-from shared.queue import OVERFLOWS, Hints, queue_key
+from shared.queue import OVERFLOWS, queue_key
+from shared.sending import Hints
 from shared.sources import Source
 from workers.allotment import Allotment
 from workers.settings import WorkerSettings

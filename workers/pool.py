@@ -41,6 +41,8 @@ from shared.hangup import on_hangup
 
 CANCEL_WITHIN = 10.0
 """Seconds that cancelled tasks have to clean up when the worker stops."""
+ACCEPTED_WITHIN = 0.05
+"""Seconds within which Celery hears that a task has begun."""
 LEAVE_WITHIN = 20.0
 """Seconds that the lifespan has to end; a locked SQLite file alone may take eight of them."""
 
@@ -92,6 +94,7 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
         self._bell.setblocking(False)
         self._heard.setblocking(False)
         self._rung = False
+        self._ringing: asyncio.TimerHandle | None = None
         self._hub: Any = None
         self._loop = uvloop.new_event_loop()
         self._thread = Thread(target=self._run_loop, name="event-loop", daemon=True)
@@ -207,6 +210,12 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
     def _post(self, report: Report) -> None:
         """Hand the hub something to call. From the loop's thread only."""
         self._mailbox.put(report)
+        self._ring()
+
+    def _ring(self) -> None:
+        if self._ringing is not None:
+            self._ringing.cancel()
+            self._ringing = None
         if not self._rung:  # once is enough: `_deliver` resets this before it looks
             self._rung = True
             with suppress(OSError):  # closed: the worker has ended
@@ -348,7 +357,9 @@ class AsyncIOPool(BasePool):  # type: ignore[misc]
 
     def _accept(self, call: Call) -> None:
         call.accepted = True
-        self._post(partial(call.on_accepted, call.number, monotonic()))
+        self._mailbox.put(partial(call.on_accepted, call.number, monotonic()))
+        if self._ringing is None:  # most have ended by then, and the hub hears of both at once
+            self._ringing = self._loop.call_later(ACCEPTED_WITHIN, self._ring)
 
     def _end(self, call: Call, task: "asyncio.Task[Report]") -> None:
         del self._calls[call.number]

@@ -21,6 +21,10 @@ log = structlog.get_logger()
 
 CLOSE_WITHIN = 10.0
 """Seconds to get the end into the log; after that readers learn it from the row."""
+UNHEARD = 100
+"""Answers to rings after which they are read, if no others are waited for."""
+UNHEARD_FOR = 1.0
+"""Seconds since the last ring, after which they are read before the next."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between tries while Redis is away."""
 
@@ -208,6 +212,10 @@ class Publisher:
         self._room = asyncio.Event()
         self._room.set()
         self._task: asyncio.Task[None] | None = None
+        self._rang_at = 0.0
+        self._unheard = 0
+        """Rings that Redis has answered, or will; to wait for each word of it would take as long
+        as to ring."""
         self._sha = b""
         self._away = False
         self._pause = FIRST_PAUSE
@@ -293,6 +301,7 @@ class Publisher:
             await connection.connect()
             await connection.send_command("SCRIPT", "LOAD", streams.APPEND)
             self._sha = await connection.read_response()
+            self._unheard = 0
             connection.socket_timeout = None  # one timer for a flush, not one for each entry
             while True:
                 await self._work.wait()
@@ -307,6 +316,8 @@ class Publisher:
     async def _flush(self, connection: AbstractConnection) -> None:
         """Send everything that is ready in one write, then read all the answers."""
         now = asyncio.get_running_loop().time()
+        if self._unheard and now - self._rang_at > UNHEARD_FOR:
+            await self._hear(connection)  # it may be broken by now
         batch = {job_log: list(job_log.take(now)) for job_log in self._ready}
         ttl = str(streams.RUNNING_TTL_MS)
         ended = str(streams.ENDED_TTL_MS)
@@ -324,8 +335,10 @@ class Publisher:
             await connection.send_packed_command(
                 connection.pack_commands(commands), check_health=False
             )
-        for _ in rings:
-            await connection.read_response(disable_decoding=True)
+        if rings:
+            self._unheard, self._rang_at = self._unheard + len(rings), now
+        if batch or self._unheard > UNHEARD:
+            await self._hear(connection)
         for job_log, entries in batch.items():
             # Any error reply (a script unknown to a new server, a replica) ends the connection:
             # what was not answered is sent again on the next.
@@ -334,3 +347,9 @@ class Publisher:
             job_log.sent(answers)
         if not self._ready and not self._rings:
             self._work.clear()
+
+    async def _hear(self, connection: AbstractConnection) -> None:
+        """Read what Redis said to rings."""
+        for _ in range(self._unheard):
+            await connection.read_response(disable_decoding=True)
+        self._unheard = 0

@@ -40,8 +40,7 @@ class Room:
 
     def control(self) -> Control:
         """Start the loops as a process would."""
-        celery = queue.connect(self.settings.redis)
-        control = Control(self.settings, self.tx, self.redis, celery, no_models)
+        control = Control(self.settings, self.tx, self.redis, no_models)
         control.start()
         self.started.append(control)
         return control

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import orjson
 import pytest
@@ -23,7 +24,7 @@ from tests.factories import taken
 from tests.proxy import Link, through
 from tests.valkey import Valkey
 from workers.pace import Pace
-from workers.publisher import JobLog, Publisher, Unread
+from workers.publisher import UNHEARD, JobLog, Publisher, Unread
 
 BOUND = 1_000_000
 SOON = timedelta(0)
@@ -480,6 +481,51 @@ async def test_words_of_one_among_many_share_entries(
         entries = await streams.read(desk.redis, desk.claim.job.id)
     assert len([entry for entry in entries if entry.kind == DELTAS]) < 50
     assert numbers(entries) == list(range(1, 101))
+
+
+async def test_bells_are_rung_in_any_number_and_again_after_a_cut(desk: Desk) -> None:
+    """Whatever has been read of Redis's word on those before."""
+    hearing = desk.redis.pubsub(ignore_subscribe_messages=True)
+    await hearing.subscribe("bell")
+    await hearing.get_message(timeout=10)
+
+    async def heard(upto: int) -> list[int]:
+        found: list[int] = []
+        async with asyncio.timeout(10):
+            while not found or found[-1] < upto:
+                if (message := await hearing.get_message(timeout=1)) is not None:
+                    found.append(int(message["data"]))
+        return found
+
+    for number in range(3 * UNHEARD):
+        desk.publisher.ring("bell", b"%d" % number)
+        await asyncio.sleep(0)
+    assert await heard(3 * UNHEARD - 1) == list(range(3 * UNHEARD))
+
+    await desk.redis.client_kill_filter(_type="normal", skipme=True)
+    number = 3 * UNHEARD
+    again = asyncio.create_task(heard(number))
+    async with asyncio.timeout(10):
+        while not again.done():
+            desk.publisher.ring("bell", b"%d" % number)
+            await asyncio.sleep(0.05)
+    await hearing.aclose()  # type: ignore[no-untyped-call]
+
+
+async def test_a_channel_that_is_left_is_given_back_soon(desk: Desk) -> None:
+    """With the next that is wanted, or by itself."""
+
+    async def subscribed() -> set[Any]:
+        return set(await desk.redis.pubsub_channels("sluice:*"))
+
+    with desk.hub.listening("one"):
+        async with desk.hub.listen("two"):
+            assert len(await subscribed()) == 2
+    async with desk.hub.listen("three"):
+        assert await subscribed() == {streams.log_name("three").encode()}
+    async with asyncio.timeout(10):
+        while await subscribed():
+            await asyncio.sleep(0.05)
 
 
 async def test_a_job_that_nobody_streams_and_soon_ends_has_no_log(desk: Desk) -> None:

@@ -121,6 +121,17 @@ def test_each_call_is_accepted_once_and_then_ends_once_in_the_hubs_thread() -> N
     assert bench.threads == {threading.get_ident()}
 
 
+def test_a_call_is_accepted_while_it_lasts() -> None:
+    """Though Celery is not woken for it at once."""
+    with running_pool() as bench:
+        call = bench.call("long", forever)
+        bench.hub.turn_until(lambda: bench.history("long") == ["accepted"])
+        bench.pool.terminate_job(call.number)
+        bench.finish("long")
+
+    assert bench.history("long") == ["accepted", "failed"]
+
+
 def test_celery_hears_of_all_calls_in_the_order_in_which_things_happened() -> None:
     """What was handed over first is accepted first, what ended first is told first."""
     ended: list[str] = []

@@ -1,14 +1,14 @@
 """Hints on a real Valkey: what they say, and what happens while it is away."""
 
+import asyncio
 import base64
 import json
 import os
 import signal
 import ssl
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from celery import Celery
 
 from shared import connections, queue
 from shared.lifecycle import Lane
-from tests.stack import eventually
+from shared.sending import Hints
 from tests.valkey import Valkey, valkey
 
 INTERACTIVE = queue.queue_key(Lane.INTERACTIVE)
@@ -28,13 +28,17 @@ INTERACTIVE = queue.queue_key(Lane.INTERACTIVE)
 class Bench:
     """Hints on a server of their own, and the ids that were reported lost."""
 
-    def __init__(self, server: Valkey, capacity: int, socket_timeout: float) -> None:
+    def __init__(self, server: Valkey, capacity: int, within: float) -> None:
         self.server = server
         self.lost: list[str] = []
         self.app: Celery = queue.connect(server.url)
-        self.app.conf.broker_transport_options["socket_timeout"] = socket_timeout
-        self.hints = queue.Hints(self.app, self.lost.extend, capacity=capacity)
+        self.client = connections.open_redis(server.url)
+        self.hints = Hints(self.client, self.lose, capacity=capacity, within=within)
         self.redis: redis.Redis = redis.Redis.from_url(server.url, decode_responses=True)
+
+    async def lose(self, job_ids: list[str]) -> None:
+        """Note that these hints were not sent."""
+        self.lost += job_ids
 
     def messages(self, key: str = INTERACTIVE) -> list[dict[str, Any]]:
         """What waits in the queue, the oldest first."""
@@ -51,24 +55,43 @@ def said(message: dict[str, Any]) -> Any:
     return json.loads(base64.b64decode(message["body"]))
 
 
+async def until(true: Callable[[], object], within: float = 10.0) -> None:
+    """Return as soon as it is; the loop goes on meanwhile."""
+    async with asyncio.timeout(within):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
 @contextmanager
-def running_hints(
-    directory: Path, *, capacity: int = 10_000, socket_timeout: float = 5.0
-) -> Iterator[Bench]:
+def frozen(server: Valkey) -> Iterator[None]:
+    """A server that takes connections and answers nobody, for as long as this lasts."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def running_hints(
+    directory: Path, *, capacity: int = 10_000, within: float = 5.0
+) -> AsyncIterator[Bench]:
     """Hints and their server, both gone afterwards."""
     with valkey(directory, append_only=False) as server:
-        bench = Bench(server, capacity, socket_timeout)
+        bench = Bench(server, capacity, within)
+        bench.hints.start()
         try:
             yield bench
         finally:
-            bench.hints.close(timedelta(seconds=5))
+            await bench.hints.close(timedelta(seconds=5))
+            await connections.close(bench.client)
             bench.redis.close()
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     """Hints with room for all a test sends."""
-    with running_hints(tmp_path) as bench:
+    async with running_hints(tmp_path) as bench:
         yield bench
 
 
@@ -76,15 +99,13 @@ async def test_several_jobs_may_share_a_hint(bench: Bench) -> None:
     """Whoever looks which hints are in the queue finds each of them."""
     bench.hints.send(Lane.BATCH, ["a", "b", "c"], together=2)
     key = queue.queue_key(Lane.BATCH)
-    eventually(lambda: len(bench.messages(key)) == 2)
+    await until(lambda: len(bench.messages(key)) == 2)
 
     assert [said(message)[0] for message in bench.messages(key)] == [["a", "b"], ["c"]]
-    redis = connections.open_redis(bench.server.url)
-    assert await queue.waiting(redis, Lane.BATCH) == {"a", "b", "c"}
-    await redis.aclose()
+    assert await queue.waiting(bench.client, Lane.BATCH) == {"a", "b", "c"}
 
 
-def test_a_hint_is_the_message_celery_itself_would_send(bench: Bench) -> None:
+async def test_a_hint_is_the_message_celery_itself_would_send(bench: Bench) -> None:
     """Field by field, but for the ids and who sent it; and it says nothing but the job's id."""
 
     @bench.app.task(name=queue.RUN_JOB, shared=False)
@@ -93,7 +114,7 @@ def test_a_hint_is_the_message_celery_itself_would_send(bench: Bench) -> None:
 
     run_job.apply_async(("a_job",), queue=Lane.INTERACTIVE.value)
     bench.hints.send(Lane.INTERACTIVE, ["a_job"])
-    eventually(lambda: len(bench.messages()) == 2)
+    await until(lambda: len(bench.messages()) == 2)
     celerys, ours = bench.messages()
 
     assert said(ours)[:2] == [["a_job"], {}]
@@ -112,34 +133,34 @@ def test_a_hint_is_the_message_celery_itself_would_send(bench: Bench) -> None:
     assert ours == celerys
 
 
-def test_each_lane_has_a_list_of_its_own(bench: Bench) -> None:
+async def test_each_lane_has_a_list_of_its_own(bench: Bench) -> None:
     """Its length is what `queue_key` promises; the order is kept, and every hint has its own id."""
     jobs = [f"job_{number}" for number in range(2_500)]
     bench.hints.send(Lane.BATCH, jobs)
     bench.hints.send(Lane.INTERACTIVE, ["urgent"])
-    eventually(lambda: bench.redis.llen(INTERACTIVE) == 1)
+    await until(lambda: bench.redis.llen(INTERACTIVE) == 1)
 
     assert bench.hinted(queue.queue_key(Lane.BATCH)) == jobs
     assert len({message["headers"]["id"] for message in bench.messages("sluice:batch")}) == 2_500
     assert bench.lost == []
 
 
-def test_jobs_share_hints_only_while_workers_keep_up(bench: Bench) -> None:
+async def test_jobs_share_hints_only_while_workers_keep_up(bench: Bench) -> None:
     """What shares a hint with others may not wait for them; in a long queue each has its own."""
 
-    def send(name: str, jobs: int) -> list[list[Any]]:
+    async def send(name: str, jobs: int) -> list[list[Any]]:
         bench.hints.send(Lane.INTERACTIVE, [f"{name}-{number}" for number in range(jobs)])
-        eventually(lambda: f"{name}-{jobs - 1}" in bench.hinted())
+        await until(lambda: f"{name}-{jobs - 1}" in bench.hinted())
         found = [said(message)[:2] for message in bench.messages()]
         return [hint for hint in found if hint[0][0].startswith(name)]
 
-    before = send("before", 2)
+    before = await send("before", 2)
     bench.redis.delete(INTERACTIVE)
-    send("short", 1)
-    shared = send("shared", 18)
+    await send("short", 1)
+    shared = await send("shared", 18)
     bench.redis.lpush(INTERACTIVE, *bench.redis.lrange(INTERACTIVE, 0, -1) * 3)
-    send("long", 1)
-    after = send("after", 2)
+    await send("long", 1)
+    after = await send("after", 2)
 
     assert before == [[["before-0"], {}], [["before-1"], {}]]
     assert [len(ids) for ids, _ in shared] == [16, 2]
@@ -147,91 +168,113 @@ def test_jobs_share_hints_only_while_workers_keep_up(bench: Bench) -> None:
     assert after == [[["after-0"], {}], [["after-1"], {}]]
 
 
-def test_hints_that_redis_did_not_take_are_reported_and_later_ones_are_sent(
+async def test_hints_that_redis_did_not_take_are_reported_and_later_ones_are_sent(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody waits, nothing is raised, the log says it once, and all is well after a restart."""
     bench.hints.send(Lane.INTERACTIVE, ["before"])
-    eventually(lambda: bench.hinted() == ["before"])
+    caplog.set_level("INFO", "shared.sending")
+    await until(lambda: bench.hinted() == ["before"])
     bench.server.kill()
     began = time.monotonic()
     for name in ("one", "two", "three"):
         bench.hints.send(Lane.INTERACTIVE, [name])
-        eventually(lambda name=name: name in bench.lost)  # type: ignore[misc]
+        await until(lambda name=name: name in bench.lost)  # type: ignore[misc]
     assert time.monotonic() - began < 3
     bench.server.restart()
     bench.hints.send(Lane.INTERACTIVE, ["after"])
-    eventually(lambda: bench.hinted() == ["after"])
+    await until(lambda: bench.hinted() == ["after"])
+    bench.hints.send(Lane.INTERACTIVE, ["later"])
+    await until(lambda: bench.hinted() == ["after", "later"])
 
+    assert caplog.text.count("Redis is back") == 1
     assert bench.lost == ["one", "two", "three"]
     assert caplog.text.count("Redis is away") == 1
 
 
-def test_a_connection_that_died_unnoticed_loses_no_hint(tmp_path: Path) -> None:
+async def test_a_connection_that_died_unnoticed_loses_no_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A fresh one is tried before anything is called lost; a hint sent twice does no harm."""
-    with running_hints(tmp_path, socket_timeout=0.5) as bench:
+    async with running_hints(tmp_path, within=0.5) as bench:
         bench.hints.send(Lane.INTERACTIVE, ["before"])
-        eventually(lambda: bench.hinted() == ["before"])
-        os.kill(bench.server.pid, signal.SIGSTOP)
-        # Longer than the first try lasts, shorter than the second.
-        threading.Timer(0.8, os.kill, (bench.server.pid, signal.SIGCONT)).start()
-        bench.hints.send(Lane.INTERACTIVE, ["after"])
-        bench.hints.close()
+        await until(lambda: bench.hinted() == ["before"])
+        again = noticed(bench, monkeypatch)
+        with frozen(bench.server):
+            bench.hints.send(Lane.INTERACTIVE, ["after"])
+            await asyncio.wait_for(again.wait(), 10)
+        await bench.hints.close()
 
         assert set(bench.hinted()) == {"before", "after"}
         assert bench.lost == []
 
 
-def test_a_hint_that_is_called_lost_may_have_arrived(tmp_path: Path) -> None:
+def noticed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when the next connection is made: the second try begins."""
+    again = asyncio.Event()
+    pool: Any = bench.client.connection_pool
+    make = pool.make_connection
+
+    def made() -> Any:
+        again.set()
+        return make()
+
+    monkeypatch.setattr(pool, "make_connection", made)
+    return again
+
+
+async def test_a_hint_that_is_called_lost_may_have_arrived(tmp_path: Path) -> None:
     """Redis has no receipt: the feeder sends such a hint a second time, and the claim decides."""
-    with running_hints(tmp_path, socket_timeout=0.3) as bench:
+    async with running_hints(tmp_path, within=0.3) as bench:
         bench.hints.send(Lane.INTERACTIVE, ["before"])
-        eventually(lambda: bench.hinted() == ["before"])
-        os.kill(bench.server.pid, signal.SIGSTOP)
-        bench.hints.send(Lane.INTERACTIVE, ["after"])
-        eventually(lambda: bench.lost == ["after"])
-        os.kill(bench.server.pid, signal.SIGCONT)
-        eventually(lambda: bench.hinted() == ["before", "after"])
+        await until(lambda: bench.hinted() == ["before"])
+        with frozen(bench.server):
+            bench.hints.send(Lane.INTERACTIVE, ["after"])
+            await until(lambda: bench.lost == ["after"])
+        await until(lambda: bench.hinted() == ["before", "after"])
 
 
 async def test_the_jobs_whose_hints_wait_are_known(bench: Bench) -> None:
     """All of them, however long the queue, and whatever else is in it."""
     jobs = {f"job_{number}" for number in range(2 * queue.PAGE + 1)}
     bench.hints.send(Lane.INTERACTIVE, list(jobs))
-    eventually(lambda: bench.redis.llen(INTERACTIVE) == len(jobs))
+    await until(lambda: bench.redis.llen(INTERACTIVE) == len(jobs))
     bench.redis.lpush(INTERACTIVE, "garbage", "{}", "7")
-    async with connections.open_redis(bench.server.url) as opened:
-        assert await queue.waiting(opened, Lane.INTERACTIVE) == jobs
-        assert await queue.waiting(opened, Lane.BATCH) == set()
+
+    assert await queue.waiting(bench.client, Lane.INTERACTIVE) == jobs
+    assert await queue.waiting(bench.client, Lane.BATCH) == set()
 
 
-def test_closing_sends_what_still_waits(bench: Bench) -> None:
+async def test_closing_sends_what_still_waits(bench: Bench) -> None:
     """A stopping API has hinted all that it accepted."""
     for number in range(100):
         bench.hints.send(Lane.INTERACTIVE, [str(number)])
-    bench.hints.close()
+    await bench.hints.close()
 
     assert bench.hinted() == [str(number) for number in range(100)]
 
 
-def test_a_redis_that_hangs_keeps_nobody_waiting(tmp_path: Path) -> None:
-    """The caller is an event loop: what finds no room is dropped, and left to the sweep."""
-    with running_hints(tmp_path, capacity=1, socket_timeout=0.5) as bench:
-        os.kill(bench.server.pid, signal.SIGSTOP)
-        try:
+async def test_a_redis_that_hangs_keeps_nobody_waiting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop goes on: what finds no room is dropped, and left to the sweep."""
+    async with running_hints(tmp_path, capacity=1) as bench:
+        with frozen(bench.server):
             began = time.monotonic()
             for number in range(100):
                 bench.hints.send(Lane.INTERACTIVE, [str(number)])
+                await asyncio.sleep(0)  # the task has its turn, and hangs with the first
             took = time.monotonic() - began
-        finally:
-            os.kill(bench.server.pid, signal.SIGCONT)
+        await bench.hints.close()
 
-    assert took < 0.4
+        assert took < 0.4
+        assert bench.hinted() == ["0", "1"]
+        assert caplog.text.count("hints dropped") == 98
 
 
-def test_a_channel_keeps_its_client(bench: Bench) -> None:
+def test_a_channel_keeps_its_client(redis_server: Valkey) -> None:
     """A message takes several commands, and kombu would make a client for each of them."""
-    with bench.app.connection_for_write() as connection:
+    with queue.connect(redis_server.url).connection_for_write() as connection:
         channel = connection.channel()
         with channel.conn_or_acquire() as one, channel.conn_or_acquire() as other:
             kept = one is other
@@ -240,9 +283,9 @@ def test_a_channel_keeps_its_client(bench: Bench) -> None:
         assert channel.client is not one  # it waits for messages on a connection of its own
 
 
-def test_a_channel_that_connects_anew_has_another_client(bench: Bench) -> None:
+def test_a_channel_that_connects_anew_has_another_client(redis_server: Valkey) -> None:
     """What it keeps belongs to a pool of connections, which goes when Redis does."""
-    with bench.app.connection_for_write() as connection:
+    with queue.connect(redis_server.url).connection_for_write() as connection:
         channel = connection.channel()
         with channel.conn_or_acquire() as before:
             channel._disconnect_pools()

@@ -110,9 +110,7 @@ class Desk:
 
     def start(self) -> None:
         """Begin to turn."""
-        control = Control(
-            self.settings, self.tx, self.redis, queue.connect(self.settings.redis), no_models
-        )
+        control = Control(self.settings, self.tx, self.redis, no_models)
         control.start()
         self.started.append(control)
 

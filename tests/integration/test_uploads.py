@@ -27,7 +27,7 @@ async def front(tmp_path: Path) -> AsyncIterator[Front]:
     tx, redis = db.Transactions(db.connect(settings.database)), connections.open_redis("redis://")
     front = Front(settings, tx=tx, redis=redis, catalog=CATALOG, metrics=Metrics())
     yield front
-    await asyncio.to_thread(front.hints.close, timedelta())
+    await front.hints.close(timedelta())
     tx.close()
     await redis.aclose()
 
