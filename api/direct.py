@@ -56,6 +56,7 @@ class _Request(Request):
     def __init__(self, scope: Scope, receive: Receive) -> None:
         super().__init__(scope, receive)
         self._known = _Headers(scope=scope)
+        self._whole: bytes | None = None
 
     @property
     def headers(self) -> Headers:
@@ -63,7 +64,9 @@ class _Request(Request):
         return self._known
 
     async def body(self) -> bytes:
-        """All of it. Raises `ClientDisconnect`."""
+        """All of it, however often it is asked for. Raises `ClientDisconnect`."""
+        if self._whole is not None:
+            return self._whole
         message = await self.receive()
         pieces = [message.get("body", b"")]
         while message.get("more_body"):
@@ -71,7 +74,8 @@ class _Request(Request):
             pieces.append(message.get("body", b""))
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        return b"".join(pieces)
+        self._whole = b"".join(pieces)
+        return self._whole
 
 
 class _Headers(Headers):

@@ -170,8 +170,7 @@ class Hub:
 
     def _want(self, channel: bytes, subscribed: bool) -> None:
         self._wanted[channel] = subscribed
-        if subscribed:  # what is left may wait for that
-            self._wake.set()
+        self._wake.set()
 
     async def _run(self) -> None:
         while True:
@@ -213,8 +212,7 @@ class Hub:
                     await self._wake.wait()
             except TimeoutError:
                 await connection.send_command("PING", check_health=False)
-                if not self._wanted:
-                    continue
+                continue
             self._wake.clear()
             wanted, self._wanted = self._wanted, {}
             commands = []

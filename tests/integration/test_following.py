@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import orjson
 import pytest
@@ -510,22 +509,6 @@ async def test_bells_are_rung_in_any_number_and_again_after_a_cut(desk: Desk) ->
             desk.publisher.ring("bell", b"%d" % number)
             await asyncio.sleep(0.05)
     await hearing.aclose()  # type: ignore[no-untyped-call]
-
-
-async def test_a_channel_that_is_left_is_given_back_soon(desk: Desk) -> None:
-    """With the next that is wanted, or by itself."""
-
-    async def subscribed() -> set[Any]:
-        return set(await desk.redis.pubsub_channels("sluice:*"))
-
-    with desk.hub.listening("one"):
-        async with desk.hub.listen("two"):
-            assert len(await subscribed()) == 2
-    async with desk.hub.listen("three"):
-        assert await subscribed() == {streams.log_name("three").encode()}
-    async with asyncio.timeout(10):
-        while await subscribed():
-            await asyncio.sleep(0.05)
 
 
 async def test_a_job_that_nobody_streams_and_soon_ends_has_no_log(desk: Desk) -> None:
