@@ -55,14 +55,16 @@ class Exchange:
         self._ended = False
 
     async def run(self, app: ASGIApp) -> None:
-        """Have the app answer."""
+        """Have the app answer; half an answer ends with the connection."""
         try:
             await app(self._scope, self.receive, self.send)
-            if not (self._ended or self._left.done()):
-                raise RuntimeError("half an answer")
-        except BaseException as error:
-            if not isinstance(error, asyncio.CancelledError):
-                log.exception("answer_broke")
+            if not self._over:
+                log.warning("answer_cut_short", path=self._scope["path"])
+        except asyncio.CancelledError:
+            pass  # the process is about to end
+        except Exception:
+            log.exception("answer_broke")
+        finally:
             if not self._ended:
                 self._connection.transport.abort()
 
