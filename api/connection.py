@@ -95,12 +95,14 @@ class Connection(asyncio.Protocol):
             self.last = True  # we go on as we are, and what comes now may be anything
         except httptools.HttpParserError:
             self._refuse("This is not HTTP/1.1.", 400)
-        if self._heading is not None and self._arriving is None:
-            self._heading += len(data)
-            if self._heading > HEAD_LIMIT:
-                self._refuse(f"The headers are over {HEAD_LIMIT:,} bytes.", 431)
-        elif self._arriving is None:
-            self._heading = 0  # of this read, some may belong to what came before
+        if self._arriving is not None:
+            return
+        if self._heading is None:  # some of this read may belong to what came before
+            self._heading = 0
+            return
+        self._heading += len(data)
+        if self._heading > HEAD_LIMIT:
+            self._refuse(f"The headers are over {HEAD_LIMIT:,} bytes.", 431)
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -121,7 +123,6 @@ class Connection(asyncio.Protocol):
         """All but its body is known: it can be served."""
         if self._current is not None and len(self._waiting) >= WAITING:
             raise ValueError("too many at once")
-        self._heading = None
         version, kept = self._parser.get_http_version(), self._parser.should_keep_alive()
         self._arriving = exchange = Exchange(
             self, self._scope(version), kept=kept and version != "1.0", expects=self._expects
@@ -207,11 +208,9 @@ class Connection(asyncio.Protocol):
 
     def _look(self) -> None:
         """Close it if nothing was asked for too long."""
-        self._timer = None
-        until = self._idle_since + IDLE
-        if self._current is not None:
-            until = self._loop.time() + IDLE
-        if self._loop.time() >= until:
+        now = self._loop.time()
+        until = IDLE + (self._idle_since if self._current is None else now)
+        if now >= until:
             self.close()
         else:
             self._timer = self._loop.call_at(until, self._look)

@@ -1,6 +1,5 @@
 """The broker: Celery on Redis, whose queues have the hints that tell workers of jobs."""
 
-import logging
 import ssl
 from contextlib import suppress
 from typing import Any, Final
@@ -22,8 +21,6 @@ OVERFLOWS: Final = "sluice:overflows"
 """A key that is there while interactive jobs wait in the database for room in the queue."""
 PAGE: Final = 500
 """Hints that are read from a queue at once: half a megabyte, and milliseconds of a loop's time."""
-
-log = logging.getLogger(__name__)
 
 
 def connect(redis_url: str) -> Celery:

@@ -5,7 +5,8 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import redis
@@ -47,6 +48,15 @@ class Valkey:
         """Start it again on the same port and directory, stopping it first if it still runs."""
         self.stop()
         self._process = self._start()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It takes connections and answers nobody, for as long as this lasts."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def __enter__(self) -> "Valkey":
         return self

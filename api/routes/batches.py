@@ -108,7 +108,7 @@ async def _accepted(front: Front, order: Order, new: NewBatch) -> tuple[Batch, b
             await order.drop(front)
     else:
         front.backlog.lines_came(lines)
-        front.metrics.accepted.labels(Lane.BATCH.value).inc(lines)
+        front.metrics.accepted_of(Lane.BATCH.value).inc(lines)
     return batch, again
 
 

@@ -1,7 +1,5 @@
 """Redis stops, hangs, forgets, hangs up: the API goes on accepting, nothing is lost or doubled."""
 
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,17 +28,15 @@ REQUEST: dict[str, Any] = {"model": "test", "messages": [{"role": "user", "conte
 @contextmanager
 def away(server: Valkey, how: str) -> Iterator[None]:
     """Redis refuses connections, or takes them and says nothing."""
-    if how == "stopped":
-        server.stop()
-    else:
-        os.kill(server.pid, signal.SIGSTOP)
+    if how == "frozen":
+        with server.frozen():
+            yield
+        return
+    server.stop()
     try:
         yield
     finally:
-        if how == "stopped":
-            server.restart()
-        else:
-            os.kill(server.pid, signal.SIGCONT)
+        server.restart()
 
 
 def submit(http: httpx.Client, **more: Any) -> str:

@@ -1,6 +1,5 @@
 """A worker process and a broker that misbehaves: disorder, restarts, cut connections, losses."""
 
-import os
 import random
 import shutil
 import signal
@@ -148,11 +147,8 @@ def crash(server: Valkey, shop: Shop) -> None:
 
 def freeze(server: Valkey, shop: Shop) -> None:
     """Longer than any of the clients' timeouts."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
+    with server.frozen():
         threading.Event().wait(6)
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
 
 
 def empty(server: Valkey, shop: Shop) -> None:

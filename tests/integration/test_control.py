@@ -1,8 +1,6 @@
 """The control loops: lost hints are sent again, dead workers' jobs taken back, by one leader."""
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -292,10 +290,9 @@ async def test_the_loops_do_not_wait_for_a_redis_that_hangs(
     silent = await room.tx(leases.register, pid=1, slots=1, models=["m"])
     assert await room.tx(leases.claim, job.id, silent) is not None
 
-    os.kill(redis_server.pid, signal.SIGSTOP)
-    room.control()
-    await until(room.turned, True)
-    await until(lambda: room.status(job), JobStatus.QUEUED.value)
-    os.kill(redis_server.pid, signal.SIGCONT)
+    with redis_server.frozen():
+        room.control()
+        await until(room.turned, True)
+        await until(lambda: room.status(job), JobStatus.QUEUED.value)
 
     await until(room.hinted, True)

@@ -3,12 +3,10 @@
 import asyncio
 import base64
 import json
-import os
-import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -60,16 +58,6 @@ async def until(true: Callable[[], object], within: float = 10.0) -> None:
     async with asyncio.timeout(within):
         while not true():
             await asyncio.sleep(0.01)
-
-
-@contextmanager
-def frozen(server: Valkey) -> Iterator[None]:
-    """A server that takes connections and answers nobody, for as long as this lasts."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
 
 
 @asynccontextmanager
@@ -200,7 +188,7 @@ async def test_a_connection_that_died_unnoticed_loses_no_hint(
         bench.hints.send(Lane.INTERACTIVE, ["before"])
         await until(lambda: bench.hinted() == ["before"])
         again = noticed(bench, monkeypatch)
-        with frozen(bench.server):
+        with bench.server.frozen():
             bench.hints.send(Lane.INTERACTIVE, ["after"])
             await asyncio.wait_for(again.wait(), 10)
         await bench.hints.close()
@@ -228,7 +216,7 @@ async def test_a_hint_that_is_called_lost_may_have_arrived(tmp_path: Path) -> No
     async with running_hints(tmp_path, within=0.3) as bench:
         bench.hints.send(Lane.INTERACTIVE, ["before"])
         await until(lambda: bench.hinted() == ["before"])
-        with frozen(bench.server):
+        with bench.server.frozen():
             bench.hints.send(Lane.INTERACTIVE, ["after"])
             await until(lambda: bench.lost == ["after"])
         await until(lambda: bench.hinted() == ["before", "after"])
@@ -259,7 +247,7 @@ async def test_a_redis_that_hangs_keeps_nobody_waiting(
 ) -> None:
     """The loop goes on: what finds no room is dropped, and left to the sweep."""
     async with running_hints(tmp_path, capacity=1) as bench:
-        with frozen(bench.server):
+        with bench.server.frozen():
             began = time.monotonic()
             for number in range(100):
                 bench.hints.send(Lane.INTERACTIVE, [str(number)])

@@ -1,10 +1,8 @@
 """What a process does with limits when Redis hangs."""
 
 import asyncio
-import os
-import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from sqlalchemy import create_engine
@@ -35,16 +33,6 @@ async def opened(server: Valkey) -> AsyncIterator[Throttle]:
         await client.aclose()
 
 
-@contextmanager
-def frozen(server: Valkey) -> Iterator[None]:
-    """Redis takes connections and says nothing."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
-
-
 def wanting(limits: Limits) -> list[Meter]:
     """The meters of one request of an account with these limits."""
     want = Want(requests=1, tokens=10)
@@ -55,7 +43,7 @@ async def test_no_answer_waits_for_a_redis_that_hangs(redis_server: Valkey) -> N
     """It is counted here, by the same rules, and given back here."""
     wanted = wanting(Limits(requests_per_minute=2))
     async with opened(redis_server) as counted:
-        with frozen(redis_server):
+        with redis_server.frozen():
             async with asyncio.timeout(WITHIN):
                 _, shared = await counted.take(wanted)
                 await counted.take(wanted)
